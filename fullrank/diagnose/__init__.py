@@ -1,0 +1,1 @@
+"""Collapse diagnostics: spectra, effective rank, redundancy, mutual information."""

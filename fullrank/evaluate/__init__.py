@@ -1,0 +1,1 @@
+"""Metrics that merge, their intervals, and comparisons over seeds."""

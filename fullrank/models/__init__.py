@@ -1,0 +1,1 @@
+"""Models: one paper, one file. They never import one another."""

@@ -1,0 +1,1 @@
+"""Layers. They know tensors, not batches."""

@@ -1,0 +1,1 @@
+"""Recipes: a run is a function that returns a Recipe."""

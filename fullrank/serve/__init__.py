@@ -1,0 +1,1 @@
+"""The artefact and the predictor."""

@@ -1,0 +1,1 @@
+"""The flat loop, its optimisers and its state."""
