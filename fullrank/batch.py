@@ -27,7 +27,7 @@ class Columns(Mapping[str, Tensor]):
     __slots__ = ("_at", "block", "names")
 
     def __init__(self, names: tuple[str, ...], block: Tensor) -> None:
-        assert block.ndim == 2 and block.shape[1] == len(names), (names, block.shape)
+        assert block.shape[1:] == (len(names),), (names, block.shape)
         self.names, self.block = names, block
         self._at = {name: i for i, name in enumerate(names)}
 

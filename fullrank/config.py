@@ -63,7 +63,8 @@ def override(config: T, assignment: str) -> T:
             expected="KEY=VALUE, such as train.epochs=2",
             fix="add '=' and the value",
         )
-    return _replaced(config, path.strip().split("."), text.strip(), path.strip())
+    changed: T = _replaced(config, path.strip().split("."), text.strip(), path.strip())
+    return changed
 
 
 def _replaced(config: Any, path: list[str], text: str, whole: str) -> Any:
@@ -110,7 +111,9 @@ def _parsed(kind: Any, text: str, where: str) -> Any:
         for option in args:
             if text == str(option):
                 return option
-        raise _wrong(where, text, "one of: " + ", ".join(map(str, args)), nearest(text, map(str, args)))
+        raise _wrong(
+            where, text, "one of: " + ", ".join(map(str, args)), nearest(text, map(str, args))
+        )
     if kind is bool:
         lowered = text.lower()
         if lowered in ("true", "false", "1", "0", "yes", "no", "on", "off"):
@@ -150,7 +153,10 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
         inner = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
         if len(inner) != len(value):
             raise _wrong(where, value, f"{len(inner)} values")
-        return tuple(_checked(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(inner, value, strict=True)))
+        return tuple(
+            _checked(k, v, f"{where}[{i}]")
+            for i, (k, v) in enumerate(zip(inner, value, strict=True))
+        )
     if origin is dict:
         if not isinstance(value, dict):
             raise _wrong(where, value, "a mapping")
@@ -158,12 +164,16 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value not in args:
             options = [str(a) for a in args]
-            raise _wrong(where, value, "one of: " + ", ".join(options), nearest(str(value), options))
+            raise _wrong(
+                where, value, "one of: " + ", ".join(options), nearest(str(value), options)
+            )
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(kind, type) and isinstance(value, kind) and not (
-        kind is not bool and isinstance(value, bool)
+    if (
+        isinstance(kind, type)
+        and isinstance(value, kind)
+        and not (kind is not bool and isinstance(value, bool))
     ):
         return value
     raise _wrong(where, value, f"a value of type {getattr(kind, '__name__', kind)}")

@@ -35,6 +35,9 @@ class Embeddings(nn.Module):
         SchemaError: nothing to embed was asked for.
     """
 
+    _starts: Tensor  # [C] int32, where the table of each categorical field begins in `rows`
+    _limits: Tensor  # [C] int32, its size
+
     def __init__(
         self,
         schema: Schema,
@@ -189,7 +192,9 @@ class Embeddings(nn.Module):
         name = [f.name for f in self.schema.categorical()][column]
         table = self.table_of(name)
         assert table is not None
-        raise _outside(name, table, int(batch.categorical[name][row]), self.schema.table(table).size)
+        raise _outside(
+            name, table, int(batch.categorical[name][row]), self.schema.table(table).size
+        )
 
     def extra_repr(self) -> str:
         """Returns the sizes for `print(model)`."""

@@ -91,9 +91,7 @@ def model_class(name: str) -> type[Any]:
     return found
 
 
-def create(
-    name: str, schema: Schema, config: Any = None, assets: Assets = NO_ASSETS
-) -> nn.Module:
+def create(name: str, schema: Schema, config: Any = None, assets: Assets = NO_ASSETS) -> nn.Module:
     """Builds a model by name.
 
     Args:

@@ -1,0 +1,133 @@
+"""Vocabulary: raw values to row numbers of a table. Row 0 is unknown; known rows are 1 and up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from fullrank.errors import ArtifactError
+
+# Below this share of the vocabulary a batch is looked up by binary search; above it a hash join
+# pays for building its table. Measured: the join costs about 60 ns per vocabulary value once,
+# the search about 200 ns per value looked up and doubling of the vocabulary.
+_JOIN_FROM = 0.02
+
+
+class Vocabulary:
+    """The values of one table, most frequent first.
+
+    Args:
+        values: String or Int64, distinct, no nulls; value i has row i + 1.
+        counts: how often each value was seen in training, same order.
+        unknown: how often training saw a missing value, or one below the frequency floor.
+    """
+
+    def __init__(self, values: pl.Series, counts: np.ndarray, unknown: int = 0) -> None:
+        self.values, self.counts, self.unknown = values, counts, unknown
+        rows = np.arange(1, len(values) + 1, dtype=np.int32)
+        self._table = pl.DataFrame({"value": values, "row": rows})
+        ordered = self._table.sort("value")
+        self._sorted, self._sorted_rows = ordered["value"], ordered["row"].to_numpy()
+
+    @property
+    def size(self) -> int:
+        """Rows of the table, the unknown row included."""
+        return len(self.values) + 1
+
+    @classmethod
+    def fit(cls, columns: Iterable[pl.LazyFrame], min_count: int) -> Vocabulary:
+        """Counts values in one streaming pass per column.
+
+        Args:
+            columns: one-column frames, values not yet cast; together they fill the table.
+            min_count: values seen less often become unknown.
+
+        Returns:
+            Rows ordered by falling count, then by value, so that equal data gives equal rows.
+        """
+        frames = list(columns)
+        kind = vocabulary_type([f.collect_schema().dtypes()[0] for f in frames])
+        counted = [
+            f.select(_as(pl.all(), kind).alias("value"))
+            .group_by("value")
+            .len("count")
+            .collect(engine="streaming")
+            for f in frames
+        ]
+        total = pl.concat(counted)
+        if len(counted) > 1:
+            total = total.group_by("value").agg(pl.col("count").sum())
+        kept = total.filter(pl.col("value").is_not_null() & (pl.col("count") >= min_count))
+        kept = kept.sort(["count", "value"], descending=[True, False])
+        unknown = int(total["count"].sum()) - int(kept["count"].sum())
+        return cls(kept["value"], kept["count"].to_numpy().astype(np.int64), unknown)
+
+    def rows(self, raw: pl.Series) -> np.ndarray:
+        """Returns [len(raw)] int32 row numbers; missing and unseen values are row 0."""
+        raw = _as_series(raw, self.values.dtype)
+        if len(self.values) == 0:
+            return np.zeros(len(raw), dtype=np.int32)
+        if len(raw) < _JOIN_FROM * len(self.values):
+            return self._searched(raw)
+        found = raw.to_frame("value").join(
+            self._table, on="value", how="left", maintain_order="left"
+        )["row"]
+        return found.fill_null(0).to_numpy()
+
+    def _searched(self, raw: pl.Series) -> np.ndarray:
+        place = self._sorted.search_sorted(raw).to_numpy()
+        place = np.minimum(place, len(self._sorted) - 1)
+        same = self._sorted.gather(place).eq_missing(raw).to_numpy()  # [M] bool
+        return np.where(same, self._sorted_rows[place], np.int32(0))
+
+    def extended(self, raw: pl.Series) -> Vocabulary:
+        """Returns a vocabulary with the unseen values appended, in order of appearance.
+
+        Rows that exist keep their number, so a model trained on the shorter table still fits.
+        """
+        values = _as_series(raw, self.values.dtype).drop_nulls().unique(maintain_order=True)
+        fresh = values.filter(pl.Series(self.rows(values) == 0))
+        counts = np.concatenate([self.counts, np.zeros(len(fresh), dtype=np.int64)])
+        return Vocabulary(self.values.append(fresh), counts, self.unknown)
+
+    def save(self, path: Path) -> None:
+        """Writes an Arrow IPC file."""
+        frame = pl.DataFrame({"value": self.values, "count": self.counts})
+        frame.write_ipc(path, compression="zstd")
+
+    @classmethod
+    def load(cls, path: Path, unknown: int) -> Vocabulary:
+        """Reads what `save` wrote."""
+        try:
+            frame = pl.read_ipc(path.read_bytes())
+            return cls(frame["value"], frame["count"].to_numpy().astype(np.int64), unknown)
+        except (OSError, pl.exceptions.PolarsError) as cause:
+            raise ArtifactError(
+                "a vocabulary cannot be read",
+                where=str(path),
+                found=str(cause).splitlines()[0],
+                expected="an Arrow file with the columns value and count",
+                fix="restore the folder from where it was saved, or prepare the data again",
+            ) from cause
+
+
+def vocabulary_type(dtypes: list[pl.DataType]) -> pl.DataType:
+    """Returns Int64 when every column is integer, else String."""
+    integer = all(d.is_integer() and d != pl.UInt64 for d in dtypes)
+    return pl.Int64() if integer else pl.String()
+
+
+def _as(expression: pl.Expr, kind: pl.DataType) -> pl.Expr:
+    cast = expression.cast(kind, strict=False)
+    # An empty text is a missing value, as in every CSV.
+    return pl.when(cast != "").then(cast) if kind == pl.String else cast
+
+
+def _as_series(raw: pl.Series, kind: pl.DataType) -> pl.Series:
+    if kind == pl.Int64 and raw.dtype.is_float():  # JSON writes 7 as 7.0; 7.5 is no id
+        raw = raw.set(raw.round() != raw, None)
+    frame = raw.rename("value").to_frame()
+    return frame.select(_as(pl.col("value"), kind).alias("value"))["value"]
