@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -165,7 +166,7 @@ def prepare(
     began = time.perf_counter()
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with write_guard(temporary, out):
         temporary.mkdir(parents=True)
         featurizer = Featurizer.fit(spec, splits["train"])
         featurizer.save(temporary / "featurizer")
@@ -183,19 +184,33 @@ def prepare(
         }
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         os.replace(temporary, out)
-    except OSError as cause:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if cause.errno == errno.ENOSPC:
-            raise disk_full(out) from cause
-        raise
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return Prepared.open(out)
 
 
-def disk_full(path: Path) -> DiskFullError:
-    """Returns the error for a write that found no room."""
+@contextmanager
+def write_guard(temporary: Path, target: Path) -> Iterator[None]:
+    """Removes the temporary folder or file when writing fails, and names a full disk.
+
+    Raises:
+        DiskFullError: the disk is full; what was at `target` is untouched.
+    """
+    try:
+        yield
+    except BaseException as cause:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+        if _is_disk_full(cause):
+            raise _disk_full(target) from cause
+        raise
+
+
+def _is_disk_full(cause: BaseException | None) -> bool:
+    # Polars and safetensors wrap the operating system's error in their own.
+    text = "No space left on device"
+    return getattr(cause, "errno", None) == errno.ENOSPC or text in str(cause)
+
+
+def _disk_full(path: Path) -> DiskFullError:
     free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
     return DiskFullError(
         "the disk is full",

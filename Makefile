@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.ready
+
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+# Real data beside the project is used when it is there; without it the simulator stands in.
+ifneq ($(wildcard ../shared/data/README.md),)
+export FULLRANK_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: demo test slow check bench clean
+
+demo: $(STAMP)
+	$(VENV)/bin/fullrank demo
+
+test: $(STAMP)
+	$(PY) -m pytest -m "not slow" --durations=8
+
+slow: $(STAMP)
+	$(PY) -m pytest -m slow
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/codespell fullrank tests bench docs README.md
+	$(PY) -m bench.lengths
+
+bench: $(STAMP)
+	$(PY) -m bench
+
+$(STAMP): pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0 -e ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs

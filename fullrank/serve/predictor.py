@@ -1,0 +1,67 @@
+"""Predictor: one artefact on one device; raw rows in, probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+
+from fullrank.batch import Batch
+from fullrank.scoring import BlockScorer
+from fullrank.serve.artifact import Artifact
+
+
+class Predictor:
+    """Scores raw rows with the featurizer and the weights of one artefact.
+
+    A row's score does not depend on the rows beside it: rows run in blocks of a fixed size, so
+    that a served score and an offline score are equal to the bit.
+
+    Args:
+        artifact: loaded and checked.
+        device: where the model runs.
+    """
+
+    def __init__(self, artifact: Artifact, device: str = "cpu") -> None:
+        self.artifact = artifact
+        self.device = torch.device(device)
+        self.model = artifact.build().to(self.device)
+        self._scorer = BlockScorer(self.model)
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "cpu") -> Predictor:
+        """Loads an artefact folder."""
+        return cls(Artifact.load(Path(folder)), device)
+
+    def logits(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Returns label -> logits [B] float32 for rows that are encoded already."""
+        scores = self._scorer.score(batch.without_labels().to(self.device))
+        return {label: logit.cpu().numpy() for label, logit in scores.items()}
+
+    def score(self, rows: pa.Table | pl.DataFrame) -> dict[str, np.ndarray]:
+        """Returns label -> probabilities [B] float32 in [0, 1].
+
+        Unseen values read the unknown row, missing optional columns read as unknown, extra
+        columns are ignored.
+
+        Raises:
+            SchemaError: a column that is not optional is missing.
+            DataFormatError: a number is NaN or infinite.
+        """
+        return self._probabilities(self.artifact.featurizer(rows))
+
+    def score_batches(
+        self, rows: pl.LazyFrame, chunk_rows: int = 65536
+    ) -> Iterator[tuple[pl.DataFrame, dict[str, np.ndarray]]]:
+        """Yields chunks of raw rows with their probabilities, for inputs of any length."""
+        for chunk in rows.collect_batches(chunk_size=chunk_rows, maintain_order=True):
+            if len(chunk):
+                yield chunk, self.score(chunk)
+
+    def _probabilities(self, batch: Batch) -> dict[str, np.ndarray]:
+        logits = self.logits(batch)
+        return {n: torch.sigmoid(torch.from_numpy(x)).numpy() for n, x in logits.items()}
