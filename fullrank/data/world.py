@@ -303,7 +303,8 @@ class Truth:
 
     def _conversion_terms(self, x: Impressions) -> Floats:
         main = self.user_conversion[x.user] + self.ad_conversion[x.ad]
-        return self.world.main / np.sqrt(2.0) * main + 0.5 * self.world.taste * self._taste(x)
+        taste = 0.5 * self.world.taste * self._taste(x)
+        return np.asarray(self.world.main / np.sqrt(2.0) * main + taste)
 
     def _calibrate(self) -> None:
         """Finds the intercepts that give the asked rates on rows drawn at random."""
