@@ -1,0 +1,344 @@
+"""Streaming estimators of spectra with bounded memory: Gram, covariance, QR, per-sample tokens.
+
+All state is float64 on the CPU. `update` takes chunks of any size; `merge` adds another
+accumulator, so that the result does not depend on how rows were cut. Which one to use:
+
+    spectra and dead directions below 1e-4     StreamingQR   (squares nothing)
+    other scalars, D <= 4096                   Moments       (centred without cancellation)
+    embedding tables without a tail            Gram          (cheapest, uncentred)
+    D > 4096                                   Projection in front, marked "projected"
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from fullrank.errors import EmptyInputError
+from fullrank.ops.spectrum import FLOOR, SCALARS
+
+WIDEST = 4096  # columns beyond which a d x d state is not kept
+PROJECTED = 2048  # columns after the random projection
+SQUARED_FLOOR = 3.5e-8  # sigma / sigma_1 accurate to 1 % through a float64 Gram matrix
+
+
+class Gram:
+    """A1: n, column sums s and G = X^T X. Memory 8 (d^2 + d) bytes.
+
+    trap: G - s s^T / n cancels when the mean is large; `Moments` does not.
+
+    Args:
+        d: columns.
+        dtype: float64, or a smaller one to show what it loses.
+    """
+
+    name = "A1"
+    floor = SQUARED_FLOOR
+
+    def __init__(self, d: int, dtype: torch.dtype = torch.float64) -> None:
+        self.n = 0
+        self.sum = torch.zeros(d, dtype=dtype)
+        self.gram = torch.zeros(d, d, dtype=dtype)
+
+    def update(self, x: Tensor) -> None:
+        """Adds rows [n, d]."""
+        x = x.detach().to("cpu", self.gram.dtype)
+        self.n += x.shape[0]
+        self.sum += x.sum(0)
+        self.gram += x.T @ x
+
+    def merge(self, other: Gram) -> None:
+        """Adds everything that another accumulator has seen."""
+        self.n += other.n
+        self.sum += other.sum
+        self.gram += other.gram
+
+    def singular_values(self, *, center: bool) -> Tensor:
+        """Returns [d], largest first."""
+        require_rows(self.n, "Gram")
+        gram = self.gram
+        if center:
+            gram = gram - torch.outer(self.sum, self.sum) / self.n
+        return _root_eigenvalues(gram)
+
+
+class Moments:
+    """A2: n, mean and M2 = X_c^T X_c by the update of Chan et al. (1983), for G matrices at once.
+
+    The uncentred spectrum comes from M2 + n mu mu^T: a sum of two positive parts, nothing cancels.
+
+    Args:
+        d: columns.
+        groups: G independent matrices of one width, such as the tokens of a layer.
+    """
+
+    name = "A2"
+    floor = SQUARED_FLOOR
+
+    def __init__(self, d: int, groups: int = 1) -> None:
+        self.n = 0
+        self.mean = torch.zeros(groups, d, dtype=torch.float64)
+        self.m2 = torch.zeros(groups, d, d, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Adds rows: [n, d], or [G, n, d]."""
+        x = x.detach().to("cpu", torch.float64).reshape(len(self.mean), -1, self.mean.shape[1])
+        if x.shape[1] == 0:
+            return
+        mean = x.mean(1)  # [G, d]
+        x = x - mean[:, None]
+        self._add(x.shape[1], mean, x.transpose(1, 2) @ x)
+
+    def merge(self, other: Moments) -> None:
+        """Adds everything that another accumulator has seen."""
+        if other.n:
+            self._add(other.n, other.mean, other.m2)
+
+    def _add(self, n: int, mean: Tensor, m2: Tensor) -> None:
+        total = self.n + n
+        delta = mean - self.mean  # [G, d]
+        self.m2 += m2 + delta[:, :, None] * delta[:, None, :] * (self.n * n / total)
+        self.mean += delta * (n / total)
+        self.n = total
+
+    def singular_values(self, *, center: bool) -> Tensor:
+        """Returns [G, d], largest first; [d] when G is 1."""
+        require_rows(self.n, "Moments")
+        m2 = self.m2
+        if not center:
+            m2 = m2 + self.n * self.mean[:, :, None] * self.mean[:, None, :]
+        s = torch.stack([_root_eigenvalues(part) for part in m2])
+        return s[0] if len(s) == 1 else s
+
+    def correlation(self) -> Tensor:
+        """Returns Pearson correlations [G, d, d]; NaN in the rows of constant columns."""
+        require_rows(self.n, "Moments")
+        scale = deviations(self.m2.diagonal(dim1=1, dim2=2), self.mean, self.n)
+        return self.m2 / (scale[:, :, None] * scale[:, None, :])
+
+
+class StreamingQR:
+    """A3: the triangular factor R of the rows seen so far (TSQR). Nothing is squared.
+
+    Rows are stored as [1, x - reference] with a fixed reference, the mean of the first chunk. The
+    column of ones makes one pass give both spectra exactly: the trailing block of R is the factor
+    of the centred matrix, and adding the reference back gives the uncentred one.
+
+    Args:
+        d: columns.
+    """
+
+    name = "A3"
+    floor = FLOOR
+
+    def __init__(self, d: int) -> None:
+        self.n = 0
+        self.reference: Tensor | None = None
+        self.r = torch.zeros(0, d + 1, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Adds rows [n, d]."""
+        x = x.detach().to("cpu", torch.float64)
+        if x.shape[0] == 0:
+            return
+        if self.reference is None:
+            self.reference = x.mean(0)
+        ones = torch.ones(x.shape[0], 1, dtype=torch.float64)
+        self._fold(torch.cat([ones, x - self.reference], 1))
+        self.n += x.shape[0]
+
+    def merge(self, other: StreamingQR) -> None:
+        """Adds everything that another accumulator has seen."""
+        if other.reference is None:
+            return
+        if self.reference is None:
+            self.reference = other.reference
+        shift = other.reference - self.reference
+        moved = other.r.clone()
+        moved[:, 1:] += other.r[:, :1] * shift
+        self._fold(moved)
+        self.n += other.n
+
+    def _fold(self, rows: Tensor) -> None:
+        self.r = torch.linalg.qr(torch.cat([self.r, rows]), mode="r").R
+
+    def factor(self, *, center: bool) -> Tensor:
+        """Returns a matrix [<= d + 1, d] with the singular values and row space of X or X_c."""
+        require_rows(self.n, "StreamingQR")
+        assert self.reference is not None
+        if center:
+            return self.r[1:, 1:]
+        return self.r[:, 1:] + self.r[:, :1] * self.reference
+
+    def singular_values(self, *, center: bool) -> Tensor:
+        """Returns [d], largest first; zeros where there were fewer rows than columns."""
+        d = self.r.shape[1] - 1
+        out = torch.zeros(d, dtype=torch.float64)
+        factor = self.factor(center=center)
+        if factor.shape[0]:
+            s = torch.linalg.svdvals(factor)[:d]
+            out[: len(s)] = s
+        return out
+
+
+class TokenSpectra:
+    """A4: measures of the T x D matrix of every single sample, as sums and a histogram.
+
+    Uncentred. The singular values come from the smaller Gram matrix, so that one sample costs
+    min(T, D)^3; what lies under 1e-8 of the largest is rounding.
+
+    Args:
+        tokens: T.
+        d: D.
+    """
+
+    name = "A4"
+    floor = SQUARED_FLOOR
+    measures = ("erank", "stable_rank", "ia")
+    bins = 256
+
+    def __init__(self, tokens: int, d: int) -> None:
+        self.n = 0
+        self.bound = min(tokens, d)
+        self.total = torch.zeros(len(self.measures), dtype=torch.float64)
+        self.square = torch.zeros_like(self.total)
+        self.histogram = torch.zeros(len(self.measures), self.bins, dtype=torch.int64)
+
+    def update(self, x: Tensor) -> None:
+        """Adds samples [B, T, D]."""
+        values = self.of_samples(x)  # [measures, B]
+        self.n += values.shape[1]
+        self.total += values.sum(1)
+        self.square += values.square().sum(1)
+        width = max(self.bound - 1, 1e-9) / self.bins
+        place = ((values - 1) / width).floor().clamp(0, self.bins - 1).long()
+        self.histogram += torch.stack([torch.bincount(p, minlength=self.bins) for p in place])
+
+    def of_samples(self, x: Tensor) -> Tensor:
+        """Returns the measures [measures, B] of samples [B, T, D]."""
+        x = x.detach().to("cpu", torch.float64)
+        gram = x @ x.transpose(1, 2) if x.shape[1] <= x.shape[2] else x.transpose(1, 2) @ x
+        s = _root_eigenvalues(gram)  # [B, min(T, D)]
+        return torch.stack([SCALARS[name](s) for name in self.measures])
+
+    def merge(self, other: TokenSpectra) -> None:
+        """Adds everything that another accumulator has seen."""
+        self.n += other.n
+        self.total += other.total
+        self.square += other.square
+        self.histogram += other.histogram
+
+    def mean(self, measure: str) -> float:
+        """Returns the mean over samples."""
+        require_rows(self.n, "TokenSpectra")
+        return float(self.total[self.measures.index(measure)] / self.n)
+
+    def std(self, measure: str) -> float:
+        """Returns the population standard deviation over samples."""
+        spread = float(self.square[self.measures.index(measure)] / self.n)
+        return math.sqrt(max(0.0, spread - self.mean(measure) ** 2))
+
+    def quantile(self, measure: str, q: float) -> float:
+        """Returns a quantile, to the width of a bin: (bound - 1) / 256."""
+        counts = self.histogram[self.measures.index(measure)]
+        place = int(torch.searchsorted(counts.cumsum(0), q * self.n).clamp(max=self.bins - 1))
+        return 1 + (place + 0.5) * (self.bound - 1) / self.bins
+
+
+class Projection:
+    """A fixed random orthonormal map from d to fewer columns, for matrices too wide for d x d.
+
+    Ratios such as effective rank survive it; statements about the tail do not.
+
+    Args:
+        d: columns before.
+        k: columns after.
+        seed: of the map; the same for everything that is compared.
+    """
+
+    def __init__(self, d: int, k: int = PROJECTED, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        gauss = torch.randn(d, k, generator=generator, dtype=torch.float64)
+        self.basis = torch.linalg.qr(gauss).Q  # [d, k], orthonormal columns
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns [n, k] for rows [n, d]."""
+        projected: Tensor = x.detach().to("cpu", torch.float64) @ self.basis
+        return projected
+
+
+class Spectrum:
+    """Chooses the estimator for one matrix and remembers what was chosen.
+
+    Args:
+        d: columns.
+        tail: singular values below 1e-4 of the largest will be asked for.
+    """
+
+    def __init__(self, d: int, *, tail: bool) -> None:
+        self.d = d
+        self.project = Projection(d) if d > WIDEST else None
+        self.approx = "" if self.project is None else "projected"
+        width = d if self.project is None else PROJECTED
+        self.rows: StreamingQR | Moments
+        self.rows = StreamingQR(width) if tail and self.project is None else Moments(width)
+
+    @property
+    def n(self) -> int:
+        """Rows seen."""
+        return self.rows.n
+
+    def update(self, x: Tensor) -> None:
+        """Adds rows [n, d]."""
+        self.rows.update(x if self.project is None else self.project(x))
+
+    def merge(self, other: Spectrum) -> None:
+        """Adds everything that another accumulator of the same kind has seen."""
+        if isinstance(self.rows, StreamingQR):
+            assert isinstance(other.rows, StreamingQR)
+            self.rows.merge(other.rows)
+        else:
+            assert isinstance(other.rows, Moments)
+            self.rows.merge(other.rows)
+
+    def singular_values(self, *, center: bool) -> Tensor:
+        """Returns [min(d, 2048)], largest first."""
+        return self.rows.singular_values(center=center)
+
+
+def _root_eigenvalues(gram: Tensor) -> Tensor:
+    try:
+        values: Tensor = torch.linalg.eigvalsh(gram)
+    except RuntimeError as cause:  # no convergence: a ridge far below the floor decides it
+        warnings.warn(f"eigenvalues with a ridge of 1e-12 tr(G)/d: {cause}", stacklevel=3)
+        size = gram.shape[-1]
+        ridge = 1e-12 * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+        values = torch.linalg.eigvalsh(gram + ridge * torch.eye(size, dtype=gram.dtype))
+    return values.clamp(min=0.0).sqrt().flip(-1)
+
+
+def deviations(m2: Tensor, mean: Tensor, n: int) -> Tensor:
+    """Returns sqrt(m2), and NaN where what is left is the rounding error of a constant column.
+
+    Args:
+        m2: [...] sums of squared deviations.
+        mean: [...] means of the same columns.
+        n: rows.
+    """
+    noise = n * (1e-6 * mean.abs().clamp(min=1e-6)).square()
+    return torch.where(m2 > noise, m2, torch.nan).sqrt()
+
+
+def require_rows(n: int, where: str) -> None:
+    """Raises an EmptyInputError when nothing was accumulated."""
+    if n == 0:
+        raise EmptyInputError(
+            "a measurement was asked of no rows",
+            where=where,
+            found="0 rows",
+            expected="at least one",
+            fix="let the probe see at least one batch first",
+        )
