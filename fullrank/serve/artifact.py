@@ -196,7 +196,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from cause
     if _fingerprint(manifest) != stated:
         raise _tampered(path, f"fingerprint {_fingerprint(manifest)}", f"fingerprint {stated}")
-    return manifest | {"fingerprint": stated}
+    whole: dict[str, Any] = manifest | {"fingerprint": stated}
+    return whole
 
 
 def _check_files(folder: Path, files: dict[str, Any]) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from fullrank.batch import Batch
-from fullrank.scoring import BlockScorer
+from fullrank.ops.blocks import score_in_blocks
 from fullrank.serve.artifact import Artifact
 
 
@@ -30,7 +31,6 @@ class Predictor:
         self.artifact = artifact
         self.device = torch.device(device)
         self.model = artifact.build().to(self.device)
-        self._scorer = BlockScorer(self.model)
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> Predictor:
@@ -39,8 +39,15 @@ class Predictor:
 
     def logits(self, batch: Batch) -> dict[str, np.ndarray]:
         """Returns label -> logits [B] float32 for rows that are encoded already."""
-        scores = self._scorer.score(batch.without_labels().to(self.device))
+        if len(batch) == 0:
+            return {name: np.empty(0, dtype=np.float32) for name in batch.labels.names}
+        with torch.inference_mode():
+            scores = score_in_blocks(self._score, batch.without_labels().to(self.device))
         return {label: logit.cpu().numpy() for label, logit in scores.items()}
+
+    def _score(self, batch: Batch) -> dict[str, Tensor]:
+        scores: dict[str, Tensor] = self.model.score(batch)  # type: ignore[operator]
+        return scores
 
     def score(self, rows: pa.Table | pl.DataFrame) -> dict[str, np.ndarray]:
         """Returns label -> probabilities [B] float32 in [0, 1].

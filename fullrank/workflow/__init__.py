@@ -1,0 +1,1 @@
+"""What the commands do: a recipe becomes data, a trained model, a diagnosis and an artefact."""

@@ -1,0 +1,158 @@
+"""Recipe: one run, as choices. A run is a Python function `recipe()` that returns one."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import pkgutil
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fullrank.config import override, require, to_dict
+from fullrank.errors import UnknownNameError, nearest
+from fullrank.train.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A published number that the recipe is held against.
+
+    Args:
+        metric: such as "auc".
+        paper: the published value.
+        source: where it stands.
+        floor: what a naive method reaches, where somebody measured it.
+    """
+
+    metric: str
+    paper: float
+    source: str
+    floor: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Data, model and training of one run.
+
+    Args:
+        dataset: a name of `fullrank data list`, the dotted path of your own module, or a dataset
+            object such as `tabular.from_files` returns.
+        model: a name of `fullrank models`, or the dotted path of your own module.
+        config: the model's own Config.
+        train: how it is trained.
+        seed: of initial weights, order of rows and dropout.
+        claim: what it should reach.
+        name: set by whoever loads the recipe.
+    """
+
+    dataset: Any
+    model: str
+    config: Any
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 1
+    claim: Claim | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        require(
+            self.seed >= 0,
+            where="Recipe.seed",
+            found=self.seed,
+            expected="0 or more",
+            fix="choose another seed",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON types; a dataset object is stored under its name."""
+        dataset = self.dataset if isinstance(self.dataset, str) else self.dataset.NAME
+        return {
+            "name": self.name,
+            "dataset": dataset,
+            "model": self.model,
+            "config": to_dict(self.config),
+            "train": to_dict(self.train),
+            "seed": self.seed,
+            "claim": to_dict(self.claim),
+        }
+
+
+def list_recipes() -> dict[str, str]:
+    """Returns name -> first line of what it says about itself; nothing is imported."""
+    from fullrank import recipes
+
+    listed = {}
+    for module in pkgutil.iter_modules(recipes.__path__):
+        path = Path(recipes.__path__[0]) / f"{module.name}.py"
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        listed[module.name] = text.partition("\n")[0]
+    return listed
+
+
+def load_recipe(name: str, settings: tuple[str, ...] = ()) -> Recipe:
+    """Finds a recipe and applies settings such as `train.epochs=2`.
+
+    Args:
+        name: one of `list_recipes`, or the path of a Python file with a function `recipe`. Such a
+            file is code of your own and is run.
+        settings: assignments, applied in order.
+
+    Raises:
+        UnknownNameError: there is no such recipe; the nearest name is suggested.
+        ConfigError: a setting is unknown or has the wrong type.
+    """
+    module = _from_file(Path(name)) if name.endswith(".py") else _shipped(name)
+    made = getattr(module, "recipe", None)
+    if not callable(made):
+        raise UnknownNameError(
+            "a recipe file has no function recipe()",
+            where=name,
+            found="names " + ", ".join(sorted(n for n in vars(module) if not n.startswith("_"))),
+            expected="def recipe() -> Recipe",
+            fix="add the function",
+        )
+    built = made()
+    require(
+        isinstance(built, Recipe),
+        where=f"{name}: recipe()",
+        found=type(built).__name__,
+        expected="a fullrank.workflow.recipe.Recipe",
+        fix="return a Recipe",
+    )
+    built = replace(built, name=Path(name).stem)
+    for setting in settings:
+        built = override(built, setting)
+    return built
+
+
+def _shipped(name: str) -> ModuleType:
+    known = list_recipes()
+    if name not in known:
+        raise UnknownNameError(
+            "there is no such recipe",
+            where="recipe name",
+            found=f"'{name}'",
+            expected="a name of `fullrank recipes`, or the path of a .py file",
+            fix=nearest(name, known),
+        )
+    return importlib.import_module(f"fullrank.recipes.{name}")
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UnknownNameError(
+            "there is no such recipe file",
+            where=str(path),
+            found="no file",
+            expected="a Python file with a function recipe()",
+            fix="check the path",
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses of the file look themselves up by module
+    spec.loader.exec_module(module)
+    return module
