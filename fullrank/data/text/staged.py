@@ -1,0 +1,76 @@
+"""Staging: rows that are too many for memory become a Parquet file that is read lazily."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from fullrank.data.home import cache_folder, raise_if_full
+from fullrank.data.text.bad_rows import BadRows
+
+IN_MEMORY = 64 << 20  # bytes of text up to which rows stay in memory
+_FORMAT = "1"  # part of the name of a staged file; changes when what readers yield changes
+
+
+def lazy_rows(
+    frames: Iterator[pl.DataFrame], source: Path, key: str, bad_rows: BadRows, folder: Path | None
+) -> pl.LazyFrame:
+    """Returns frames as one lazy frame, in memory or, for a big source, staged on disk.
+
+    A staged file is used again while the source keeps its size and time; one from which bad rows
+    were left out is written anew every time, so that they are reported every time.
+
+    Args:
+        frames: rows in order; consumed once, and not at all where a staged file can be used.
+        source: the file that the rows come from.
+        key: everything else that decides what the rows are.
+        bad_rows: the counter that `frames` reports to.
+        folder: for staged files; the platform's cache folder where None.
+
+    Raises:
+        DiskFullError: no room for the staged file; nothing half-written is kept.
+    """
+    size = _text_bytes(source)
+    if size <= IN_MEMORY:
+        return pl.concat(list(frames)).lazy()
+    stat = source.stat()
+    facts = f"{_FORMAT} {source.resolve()} {stat.st_size} {stat.st_mtime_ns} {key}"
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    folder = folder or cache_folder() / "staged"
+    clean = folder / f"{source.name}-{digest}.parquet"
+    if clean.exists():
+        return pl.scan_parquet(clean)
+    before = bad_rows.count
+    part = folder / f".{clean.name}.{uuid.uuid4().hex}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_parquet(frames, part)
+        final = clean if bad_rows.count == before else clean.with_suffix(".partial.parquet")
+        os.replace(part, final)
+    except OSError as error:
+        raise_if_full(error, part)
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+    return pl.scan_parquet(final)
+
+
+def write_parquet(frames: Iterator[pl.DataFrame], path: Path) -> None:
+    """Writes frames of one schema to a Parquet file, one row group each."""
+    first = next(frames).to_arrow()
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        writer.write_table(first)
+        for frame in frames:
+            writer.write_table(frame.to_arrow().cast(first.schema))
+
+
+def _text_bytes(source: Path) -> int:
+    with source.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return source.stat().st_size * (8 if packed else 1)  # text rarely packs better than 1 : 8
