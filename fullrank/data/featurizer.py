@@ -132,8 +132,8 @@ class Featurizer:
         folder.mkdir(parents=True, exist_ok=True)
         plain = self._plain() | {"fingerprint": self.fingerprint()}
         (folder / "featurizer.json").write_text(json.dumps(plain, indent=1))
-        for i, table in enumerate(sorted(self.vocabularies)):
-            self.vocabularies[table].save(folder / f"vocabulary-{i}.arrow")
+        for i, vocabulary in enumerate(self.vocabularies.values()):
+            vocabulary.save(folder / f"vocabulary-{i}.arrow")
 
     @classmethod
     def load(cls, folder: Path) -> Featurizer:
@@ -158,7 +158,7 @@ class Featurizer:
             ) from cause
         vocabularies = {
             table: Vocabulary.load(folder / f"vocabulary-{i}.arrow", unknown[table])
-            for i, table in enumerate(sorted(unknown))
+            for i, table in enumerate(unknown)
         }
         loaded = cls(spec, vocabularies, numbers)
         if loaded.fingerprint() != plain.get("fingerprint"):
