@@ -81,9 +81,10 @@ def sign_flip_test(differences: Sequence[float]) -> float:
 
     Raises:
         EmptyInputError: there are no differences.
+        MetricUndefinedError: one is not finite.
         ConfigError: there are more than 20.
     """
-    _refuse_no_values(differences)
+    _refuse_values(differences)
     require(
         len(differences) <= MOST_FLIPPED,
         where="sign_flip_test",
@@ -104,7 +105,8 @@ def student_tail(t: float, freedom: float) -> float:
 
     The regularised incomplete beta function I_x(freedom / 2, 1 / 2) at x = f / (f + t^2).
     """
-    return _incomplete_beta(freedom / (freedom + t * t), freedom / 2.0, 0.5)
+    whole = freedom + t * t
+    return _incomplete_beta(freedom / whole, t * t / whole, freedom / 2.0, 0.5)
 
 
 def student_quantile(probability: float, freedom: float) -> float:
@@ -134,21 +136,15 @@ def require_level(level: float) -> None:
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Returns the mean and its standard error."""
-    _refuse_no_values(values)
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        raise MetricUndefinedError(
-            "an interval over seeds is undefined",
-            where="values over seeds",
-            found=", ".join(map(str, values)),
-            expected="two or more finite values",
-            fix="run more seeds",
-        )
+    _refuse_values(values)
+    if len(values) < 2:
+        raise _undefined(values)
     mean = math.fsum(values) / len(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values))
 
 
-def _refuse_no_values(values: Sequence[float]) -> None:
+def _refuse_values(values: Sequence[float]) -> None:
     if not len(values):
         raise EmptyInputError(
             "a test was asked of no values",
@@ -157,16 +153,31 @@ def _refuse_no_values(values: Sequence[float]) -> None:
             expected="one per seed",
             fix="run the seeds first",
         )
+    if not all(map(math.isfinite, values)):
+        raise _undefined(values)
 
 
-def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """Returns I_x(a, b) by its continued fraction (Abramowitz & Stegun 26.5.8)."""
-    if x <= 0.0 or x >= 1.0:
-        return float(x >= 1.0)
+def _undefined(values: Sequence[float]) -> MetricUndefinedError:
+    return MetricUndefinedError(
+        "an interval or test over seeds is undefined",
+        where="values over seeds",
+        found=", ".join(map(str, values)),
+        expected="finite values, two or more for an interval",
+        fix="run more seeds, or find the run that diverged",
+    )
+
+
+def _incomplete_beta(x: float, y: float, a: float, b: float) -> float:
+    """Returns I_x(a, b) by its continued fraction (Abramowitz & Stegun 26.5.8).
+
+    y is 1 - x, given apart because the subtraction would cost the digits of a small y.
+    """
+    if x == 0.0 or y == 0.0:
+        return float(y == 0.0)
     if x > (a + 1.0) / (a + b + 2.0):  # the fraction converges fast on the other side
-        return 1.0 - _incomplete_beta(1.0 - x, b, a)
+        return 1.0 - _incomplete_beta(y, x, b, a)
     front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(y)
     )
     fraction = 1.0
     for m in range(200, 0, -1):  # from the inside out; term m of both parities
