@@ -1,0 +1,223 @@
+"""One run from recipe to result: data, model, training, test metrics, diagnosis, artefact."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from fullrank.batch import Batch
+from fullrank.config import to_dict
+from fullrank.data.loader import Loader
+from fullrank.data.prepare import Prepared, Progress, Split
+from fullrank.errors import MetricUndefinedError
+from fullrank.evaluate.bootstrap import bootstrap
+from fullrank.evaluate.run import Scores, compute, default_metrics, evaluate
+from fullrank.model import create
+from fullrank.ops.blocks import score_in_blocks
+from fullrank.serve.artifact import Artifact, versions
+from fullrank.train.loop import train
+from fullrank.train.state import has_state, load_state
+from fullrank.workflow.data import DataOptions, open_data
+from fullrank.workflow.diagnosis import diagnose_model, training_monitor
+from fullrank.workflow.folder import RunFolder, write_json
+from fullrank.workflow.recipe import Recipe
+
+_VALID_ROWS = 8192  # rows per batch of validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is carried out; nothing here changes its result.
+
+    Args:
+        data: where data is.
+        resume: go on from the saved state, if there is one.
+        overwrite: empty a folder that holds another run.
+        diagnose: measure collapse, during training and after it.
+        progress: True draws bars, False is silent, None looks at the terminal.
+        preparing: called while data is prepared.
+    """
+
+    data: DataOptions = field(default_factory=DataOptions)
+    resume: bool = False
+    overwrite: bool = False
+    diagnose: bool = True
+    progress: bool | None = None
+    preparing: Progress | None = None
+
+
+def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -> dict[str, Any]:
+    """Trains a recipe, measures it on the held-out split and exports it.
+
+    Args:
+        recipe: the choices.
+        folder: of the run; see `workflow.folder`.
+        options: how to carry it out.
+
+    Returns:
+        What result.json holds; `interrupted` is True when somebody asked for the end, and the
+        folder then holds a state to resume from.
+
+    Raises:
+        RunFolderError: the folder is in use.
+        StateError: the state in the folder belongs to other data or choices.
+        DivergedError: training diverged; the last good state is kept.
+    """
+    options = options or RunOptions()
+    run = RunFolder(folder)
+    with run.claimed(resume=options.resume, overwrite=options.overwrite):
+        data = open_data(recipe.dataset, options.data, options.preparing)
+        write_json(run.recipe, recipe.to_dict() | {"data": str(data.folder)})
+        model = build(recipe, data)
+        began = time.perf_counter()
+        state = train(
+            model,
+            Loader(data.splits["train"], recipe.train.batch_size, seed=recipe.seed),
+            recipe.train,
+            folder=folder,
+            validate=lambda m: validation(m, data),
+            monitor=training_monitor(folder) if options.diagnose else None,
+            state=load_state(run.state) if options.resume and has_state(run.state) else None,
+            identity={
+                "model": recipe.model,
+                "config": to_dict(recipe.config),
+                "seed": recipe.seed,
+                "schema": data.schema.fingerprint(),
+                "featurizer": data.featurizer.fingerprint(),
+            },
+            progress=options.progress,
+        )
+        if state.interrupted:
+            return {"interrupted": True, "epoch": state.epoch, "batch": state.batch}
+        seconds = time.perf_counter() - began
+        result = finish(recipe, run, data, model, options.diagnose)
+        result |= {"epochs": state.epoch, "steps": state.step, "train_seconds": round(seconds, 2)}
+        write_json(run.result, result)
+    return result
+
+
+def build(recipe: Recipe, data: Prepared) -> nn.Module:
+    """Returns the freshly initialised model of a recipe; seeds torch for all that follows."""
+    torch.manual_seed(recipe.seed)
+    return create(recipe.model, data.schema, recipe.config)
+
+
+def validation(model: nn.Module, data: Prepared) -> dict[str, float]:
+    """Returns the metrics of the validation split; those of the first label have plain names."""
+    found = evaluate(model, data.splits["valid"].batches(_VALID_ROWS), undefined="omit")
+    return with_plain_names(found, [label.name for label in data.schema.labels])
+
+
+def with_plain_names(values: Mapping[str, float], labels: list[str]) -> dict[str, float]:
+    """Returns metrics with the main label's also under their plain names, such as "auc"."""
+    prefix = f"{labels[0]}/"
+    plain = {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
+    return {**plain, **values}
+
+
+def finish(
+    recipe: Recipe, run: RunFolder, data: Prepared, model: nn.Module, diagnose: bool
+) -> dict[str, Any]:
+    """Measures a trained model on the test split, diagnoses it and writes the artefact."""
+    split = data.splits["test"]
+    metrics, scores = test_metrics(model, split)
+    (run.path / "scores").mkdir(exist_ok=True)
+    save_file(scores.logits, run.path / "scores" / "test.safetensors")
+    result: dict[str, Any] = {
+        "recipe": recipe.name,
+        "dataset": recipe.to_dict()["dataset"],
+        "model": recipe.model,
+        "seed": recipe.seed,
+        "interrupted": False,
+        "test": metrics,
+        "interval": intervals(scores),
+        "valid": validation(model, data),
+        "rows": {name: part.rows for name, part in data.splits.items()},
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "prepare_seconds": data.seconds,
+        "notes": list(data.notes),
+        "claim": to_dict(recipe.claim),
+    }
+    artifact = Artifact(
+        model=recipe.model,
+        config=recipe.config,
+        featurizer=data.featurizer,
+        weights=model.state_dict(),
+        metrics=metrics,
+        provenance={
+            "recipe": recipe.to_dict(),
+            "notes": list(data.notes),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **versions(),
+        },
+    )
+    artifact.save(run.artifact)
+    if diagnose:
+        result["verdicts"] = diagnose_model(run, data, model, result)
+    return result
+
+
+def test_metrics(model: nn.Module, split: Split) -> tuple[dict[str, float], Scores]:
+    """Scores a split in blocks of fixed size, as the predictor does, and measures the scores.
+
+    A metric that is undefined on these rows, such as the AUC of a label that never happens, is
+    left out; see `MetricUndefinedError` for the main label.
+
+    Raises:
+        MetricUndefinedError: all main labels are equal.
+    """
+    labels = [label.name for label in split.schema.labels]
+    metrics = default_metrics(labels, grouped=split.schema.group is not None)
+    parts = []
+    model.eval()
+    with torch.inference_mode():
+        for batch in split.batches(_VALID_ROWS):
+            prediction = score_in_blocks(model.score, batch)  # type: ignore[arg-type]
+            for metric in metrics.values():
+                metric.update(prediction, batch)
+            parts.append((prediction, batch))
+    values = with_plain_names(compute(metrics, undefined="omit"), labels)
+    if "auc" not in values:
+        metrics[f"{labels[0]}/auc"].compute()  # raises, and says why
+    return values, _scores(parts, split)
+
+
+def _scores(parts: list[tuple[dict[str, torch.Tensor], Batch]], split: Split) -> Scores:
+    def whole(pick: Any) -> dict[str, torch.Tensor]:
+        labels = [label.name for label in split.schema.labels]
+        return {n: torch.cat([pick(p, b, n).clone() for p, b in parts]) for n in labels}
+
+    grouped = split.schema.group is not None
+    return Scores(
+        whole(lambda p, b, n: p[n]),
+        whole(lambda p, b, n: b.labels[n]),
+        whole(lambda p, b, n: b.observed[n]),
+        torch.cat([b.weight for _, b in parts]),
+        torch.cat([b.group for _, b in parts]) if grouped else None,
+    )
+
+
+def intervals(scores: Scores, replicates: int = 200) -> dict[str, list[float]]:
+    """Returns metric -> [low, high] of the main label: 95 % by bootstrap over groups."""
+    label = next(iter(scores.logits))
+    found = {}
+    for metric in ("auc", "logloss", *(("gauc",) if scores.group is not None else ())):
+        try:
+            interval = bootstrap(scores.rows(label), metric, replicates=replicates)
+        except MetricUndefinedError:
+            continue
+        found[metric] = [interval.low, interval.high]
+    return found
+
+
+def diagnostic_batches(data: Prepared, limit: int) -> Iterator[Batch]:
+    """Yields validation rows for a diagnosis."""
+    yield from data.splits["valid"].batches(_VALID_ROWS, limit)
