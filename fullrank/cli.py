@@ -1,0 +1,314 @@
+"""The `fullrank` command: argument parsing and nothing else.
+
+Nothing heavy is imported before a command runs, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, subcommand
+
+from fullrank.errors import FullrankError
+
+Settings = Annotated[tuple[str, ...], UseAppendAction]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What every command understands."""
+
+    json: bool = False
+    """Print one JSON object as the last line; everything for people goes to the error stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCommand(Command):
+    """What every command that reads data understands."""
+
+    data_root: Path | None = None
+    """Folder of raw data; else FULLRANK_DATA, else the platform's cache folder."""
+    cache: Path | None = None
+    """Folder of prepared data; else the platform's cache folder."""
+    bad_rows: Literal["refuse", "quarantine"] = "refuse"
+    """Stop at a row that cannot be read, or go on and write all of them to a file with reasons."""
+    quarantine: Path = Path("bad_rows.jsonl")
+    """The file for bad rows."""
+
+    def options(self) -> Any:
+        """Returns the settings as workflow.data.DataOptions."""
+        from fullrank.workflow.data import DataOptions
+
+        return DataOptions(
+            root=self.data_root,
+            cache=self.cache,
+            bad_rows=self.bad_rows,
+            quarantine=self.quarantine,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(DataCommand):
+    """Train three rankers on a real log, see which loses rank, and score raw rows with the best."""
+
+    out: Path = Path("runs/demo")
+    """Folder for the runs and the report."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.demo import demo
+
+        return demo(self.out, self.options())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataList(Command):
+    """List the datasets that fullrank knows, where they are and under which licence."""
+
+    data_root: Path | None = None
+    """Folder of raw data; else FULLRANK_DATA, else the platform's cache folder."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.datasets import list_data
+
+        return list_data(self.data_root)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataGet(Command):
+    """Download a dataset from its official home, checked and resumable."""
+
+    name: Positional[str]
+    """A name of `fullrank data list`."""
+    data_root: Path | None = None
+    """Folder of raw data; else FULLRANK_DATA, else the platform's cache folder."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.datasets import get_data
+
+        return get_data(self.name, self.data_root)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInspect(Command):
+    """Look at a CSV, Parquet or Arrow file or folder and print a first guess of its Spec."""
+
+    file: Positional[Path]
+    """File or folder."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.datasets import inspect_data
+
+        return inspect_data(self.file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulate(Command):
+    """Write an ad log with known truth: users, ads, position bias, delayed conversions."""
+
+    set: Settings = ()
+    """A dial, such as num_rows=50000 or seed=3; may be repeated."""
+    data_root: Path | None = None
+    """Where to write; else FULLRANK_DATA, else the platform's cache folder."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.datasets import simulate_data
+
+        return simulate_data(self.set, self.data_root)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes(Command):
+    """List the recipes that ship with fullrank."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.show import list_recipes_table
+
+        return list_recipes_table()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models(Command):
+    """List the models that ship with fullrank, with their settings."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.show import list_models_table
+
+        return list_models_table()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(DataCommand):
+    """Train a recipe, measure it on the held-out split, diagnose it and save an artefact."""
+
+    recipe: Positional[str]
+    """A name of `fullrank recipes`, or a Python file of your own with a function recipe()."""
+    set: Settings = ()
+    """A setting, such as train.epochs=2 or config.dim=16; may be repeated."""
+    out: Path | None = None
+    """Run folder; runs/RECIPE by default."""
+    resume: bool = False
+    """Go on from the saved state."""
+    overwrite: bool = False
+    """Empty a folder that holds another run."""
+    no_diagnose: bool = False
+    """Leave the collapse diagnostics out."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.show import train_command
+
+        return train_command(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(DataCommand):
+    """Measure a trained run or artefact again, on its test split or on a file of raw rows."""
+
+    run_or_artifact: Positional[Path]
+    """A run folder or an artefact folder."""
+    file: Path | None = None
+    """CSV, Parquet or Arrow file of raw rows with labels; the test split of the run by default."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.apply import evaluate_command
+
+        return evaluate_command(self.run_or_artifact, self.file, self.options())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnose(DataCommand):
+    """Measure where finished runs lose rank and write report.html into the first of them."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run folders; several are drawn side by side."""
+    out: Path | None = None
+    """Where to write the report; report.html in the first folder by default."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.diagnosis import diagnose_command
+
+        return diagnose_command(self.runs, self.out, self.options())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(DataCommand):
+    """Train recipes over several seeds, test paired differences, write a table and a picture."""
+
+    recipes: Positional[tuple[str, ...]]
+    """Names or files; the first is the one that the others are compared with."""
+    seeds: int = 5
+    """How many seeds, from 1 up."""
+    set: Settings = ()
+    """A setting for every recipe; may be repeated."""
+    name: str = "comparison"
+    """Name of the files in `out`."""
+    out: Path = Path("docs/results")
+    """Folder for the table and the picture."""
+    runs: Path = Path("runs/compare")
+    """Folder for the results of single runs; finished ones are not run again."""
+    processes: int | None = None
+    """Runs at the same time, each with one thread; the number of cores by default."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.compare import compare_command
+
+        return compare_command(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Copy the artefact of a run to where it will be served, checked."""
+
+    source: Positional[Path]
+    """A run folder or an artefact folder."""
+    out: Positional[Path]
+    """Where to write."""
+    format: Literal["artifact", "torch-export"] = "artifact"
+    """An artefact folder, or one .pt2 file of the model alone, equal to eager scores to 1e-6."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.apply import export_command
+
+        return export_command(self.source, self.out, self.format)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Command):
+    """Score a file of raw rows of any length with an artefact."""
+
+    artifact: Positional[Path]
+    """An artefact folder, or a run folder that has one."""
+    file: Positional[Path]
+    """CSV, Parquet or Arrow file of raw rows; labels are not needed."""
+    out: Path | None = None
+    """Parquet or CSV file for the rows with their probabilities; ten rows are shown without."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.apply import predict_command
+
+        return predict_command(self.artifact, self.file, self.out)
+
+
+Data = (
+    Annotated[DataList, subcommand("list")]
+    | Annotated[DataGet, subcommand("get")]
+    | Annotated[DataInspect, subcommand("inspect")]
+)
+AnyCommand = (
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[Data, subcommand("data", description="List, download or inspect data.")]
+    | Annotated[Simulate, subcommand("simulate")]
+    | Annotated[Recipes, subcommand("recipes")]
+    | Annotated[Models, subcommand("models")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Diagnose, subcommand("diagnose")]
+    | Annotated[Compare, subcommand("compare")]
+    | Annotated[Export, subcommand("export")]
+    | Annotated[Predict, subcommand("predict")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line.
+
+    Returns:
+        0 done, 1 failed or interrupted, 2 misuse.
+    """
+    command: Any = tyro.cli(
+        AnyCommand,  # type: ignore[arg-type]
+        prog="fullrank",
+        description="Ranking models that keep their rank: train, diagnose, compare, export.",
+        args=argv,
+        config=(
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+        ),
+    )
+    from fullrank.workflow.console import finish_with
+
+    try:
+        return finish_with(command.run(), command.json)
+    except FullrankError as error:
+        return finish_with(error, command.json)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1

@@ -1,0 +1,84 @@
+"""The terminal: results for people on one stream, one JSON object on the other."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from fullrank.errors import FullrankError
+
+# People read the error stream, so that the output stream can be piped as JSON.
+console = Console(stderr=True, highlight=False)
+
+
+def finish_with(result: dict[str, Any] | FullrankError, as_json: bool) -> int:
+    """Prints the end of a command and returns its exit code."""
+    if isinstance(result, FullrankError):
+        console.print(f"[bold red]error[/] {type(result).__name__}")
+        console.print(str(result), markup=False, soft_wrap=True)
+        plain: dict[str, Any] = result.to_dict()
+        code = result.exit_code
+    else:
+        plain, code = result, 1 if result.get("interrupted") else 0
+    if as_json:
+        sys.stdout.write(json.dumps(plain, allow_nan=False, default=str) + "\n")
+        sys.stdout.flush()
+    return code
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Prints a table; numbers stand on the right."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        number = bool(rows) and all(isinstance(row[i], int | float | None) for row in rows)
+        made.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(shown(value) for value in row))
+    console.print(made)
+
+
+def shown(value: Any) -> str:
+    """Returns a value as people read it."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+@contextmanager
+def preparing() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows a bar with rate and ETA per split while data is prepared."""
+    columns = (
+        TextColumn("preparing {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]} rows/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=False) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(split: str, done: int, total: int) -> None:
+            if split not in tasks:
+                tasks[split] = bar.add_task(split, total=total, rate="-")
+            elapsed = bar.tasks[tasks[split]].elapsed or 0.0
+            rate = f"{done / elapsed:,.0f}" if elapsed > 0.01 else "-"
+            bar.update(tasks[split], completed=done, rate=rate)
+
+        yield advance
