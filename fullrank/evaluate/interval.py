@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -109,6 +110,7 @@ def student_tail(t: float, freedom: float) -> float:
     return _incomplete_beta(freedom / whole, t * t / whole, freedom / 2.0, 0.5)
 
 
+@cache
 def student_quantile(probability: float, freedom: float) -> float:
     """Returns t with P(T <= t) = probability, for a probability of one half or more."""
     tail = 2.0 * (1.0 - probability)
