@@ -130,7 +130,8 @@ class Scorer(nn.Module):
         longer = {name: _with_blank_row(name, values) for name, values in features.items()}
         batch = unflatten(longer, self.schema)  # B + 1 rows
         scores: dict[str, Tensor] = self.model.score(batch)  # type: ignore[operator]
-        return {label: logits[:-1] for label, logits in scores.items()}
+        rows, _ = _count(features)
+        return {label: logits.narrow(0, 0, rows) for label, logits in scores.items()}
 
 
 def _with_blank_row(name: str, values: Tensor) -> Tensor:
