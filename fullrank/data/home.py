@@ -83,15 +83,25 @@ def cache_folder(
     return base / "fullrank"
 
 
-def missing(name: str, folder: Path, files: Sequence[str], licence: str) -> DataMissingError:
-    """Returns the error for a data set whose files are not there."""
+def missing(
+    name: str, folder: Path, files: Sequence[str], licence: str, *, by_hand: str = ""
+) -> DataMissingError:
+    """Returns the error for a data set whose files are not there.
+
+    Args:
+        name: of the data set.
+        folder: where its files belong.
+        files: any of these would do.
+        licence: under which it may be had.
+        by_hand: address of a home that has to be visited by a person, as behind a log-in.
+    """
+    get = f"get it from {by_hand}" if by_hand else f"run `fullrank data get {name}`"
     return DataMissingError(
         f"the data set '{name}' is not on this machine",
         where=str(folder),
         found="no such folder" if not folder.exists() else "a folder without these files",
         expected=" or ".join(files),
-        fix=f"run `fullrank data get {name}`, or set FULLRANK_DATA or --data-root"
-        f" (licence: {licence})",
+        fix=f"{get} (licence: {licence}), or set FULLRANK_DATA or --data-root",
     )
 
 

@@ -31,9 +31,8 @@ _ARROW: dict[Kind, Any] = {
     "int": pa.int64(),
     "float": pa.float64(),
     "text": pa.string(),
-    "label": pa.int8(),
-    "late_label": pa.int8(),
 }
+_LABELS = ("label", "late_label")
 
 _TEXT: Kind = "text"
 
@@ -124,7 +123,9 @@ def read_blocks(
         if len(block.ends) == 0:
             continue
         before = bad_rows.count
-        parsed = _checked(_parse(block, kinds, path, bad_rows, dialect), kinds, path, bad_rows)
+        parsed = _checked(
+            _parse(block, kinds, path, bad_rows, dialect), kinds, path, bad_rows, dialect
+        )
         seen += bad_rows.count - before
         good += parsed.frame.height
         if seen > max(100, good):
@@ -216,7 +217,8 @@ def _parse(
         return cast(pl.DataFrame, pl.from_arrow(table))
 
     try:
-        frame = parsed({name: _ARROW[kind] for name, kind in kinds.items()})
+        labels = pa.string() if dialect.words else pa.int8()
+        frame = parsed({n: labels if k in _LABELS else _ARROW[k] for n, k in kinds.items()})
     except pa.ArrowInvalid:  # a value does not fit its type; as text we can tell which
         frame = parsed(dict.fromkeys(kinds, pa.string()))
     bad_rows.take([block.bad(path, i, why) for i, why in ragged.items()])
@@ -225,21 +227,28 @@ def _parse(
     return replace(block, frame=frame, rows=block.rows[keep])
 
 
-def _checked(block: Block, kinds: dict[str, Kind], path: Path, bad_rows: BadRows) -> Block:
+def _checked(
+    block: Block, kinds: dict[str, Kind], path: Path, bad_rows: BadRows, dialect: Dialect
+) -> Block:
     """Returns the block with typed columns and without rows whose values are bad."""
     frame, found = block.frame, {}
     texts = [n for n, k in kinds.items() if k != "text" and frame.schema[n] == pl.String]
     for name in texts:
-        target = pl.Int64 if kinds[name] == "int" else pl.Float64
-        number = frame[name].str.strip_chars().cast(target, strict=False)
-        for row in (frame[name].is_not_null() & number.is_null()).arg_true():
-            is_label = kinds[name] in ("label", "late_label")
-            expected = "0 or 1" if is_label else f"a number of kind {kinds[name]!r}"
-            found[row] = Finding(f"{name} is {frame[name][row]!r}", expected, is_label)
+        text, is_label = frame[name].str.strip_chars(), kinds[name] in _LABELS
+        if is_label and dialect.words:
+            number = text.replace_strict(dict(dialect.words), default=None, return_dtype=pl.Int8)
+        else:
+            number = text.cast(pl.Int64 if kinds[name] == "int" else pl.Float64, strict=False)
+        if is_label:
+            expected = " or ".join(repr(word) for word, _ in dialect.words) or "0 or 1"
+        else:
+            expected = "a whole number" if kinds[name] == "int" else "a number"
+        for row in (text.is_not_null() & number.is_null()).arg_true():
+            found[row] = Finding(f"{name} is {text[row]!r}", expected, is_label)
         frame = frame.with_columns(number)
     found = {**find_bad(frame, kinds), **found}
     good = replace(block, frame=frame).without(path, found, bad_rows)
-    labels = [n for n in texts if kinds[n] in ("label", "late_label")]
+    labels = [n for n in texts if kinds[n] in _LABELS]
     return replace(good, frame=good.frame.with_columns(pl.col(labels).cast(pl.Int8)))
 
 

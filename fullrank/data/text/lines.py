@@ -39,6 +39,7 @@ class Dialect:
         encoding: any encoding that contains ASCII, such as "utf-8" or "latin-1".
         null: texts that mean "no value".
         newlines: a quoted value may go on over a line end.
+        words: texts that stand for 0 and 1 in label columns; none: the digits.
     """
 
     separator: str = ","
@@ -47,6 +48,7 @@ class Dialect:
     encoding: str = "utf-8"
     null: tuple[str, ...] = ("",)
     newlines: bool = False
+    words: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
