@@ -1,12 +1,7 @@
-"""Streaming estimators of spectra with bounded memory: Gram, covariance, QR, per-sample tokens.
+"""Streaming estimators with bounded memory: A1 to A6 of the diagnostics contract.
 
 All state is float64 on the CPU. `update` takes chunks of any size; `merge` adds another
-accumulator, so that the result does not depend on how rows were cut. Which one to use:
-
-    spectra and dead directions below 1e-4     StreamingQR   (squares nothing)
-    other scalars, D <= 4096                   Moments       (centred without cancellation)
-    embedding tables without a tail            Gram          (cheapest, uncentred)
-    D > 4096                                   Projection in front, marked "projected"
+accumulator, so that the result does not depend on how rows were cut. `stages.Spectrum` chooses.
 """
 
 from __future__ import annotations
@@ -20,8 +15,6 @@ from torch import Tensor
 from fullrank.errors import EmptyInputError
 from fullrank.ops.spectrum import FLOOR, SCALARS
 
-WIDEST = 4096  # columns beyond which a d x d state is not kept
-PROJECTED = 2048  # columns after the random projection
 SQUARED_FLOOR = 3.5e-8  # sigma / sigma_1 accurate to 1 % through a float64 Gram matrix
 
 
@@ -248,65 +241,80 @@ class TokenSpectra:
         return 1 + (place + 0.5) * (self.bound - 1) / self.bins
 
 
-class Projection:
-    """A fixed random orthonormal map from d to fewer columns, for matrices too wide for d x d.
-
-    Ratios such as effective rank survive it; statements about the tail do not.
+class CrossMoments:
+    """A5: Pearson correlation of every column of A with every column of B, by Chan's update.
 
     Args:
-        d: columns before.
-        k: columns after.
-        seed: of the map; the same for everything that is compared.
+        left: columns of A.
+        right: columns of B.
     """
 
-    def __init__(self, d: int, k: int = PROJECTED, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        gauss = torch.randn(d, k, generator=generator, dtype=torch.float64)
-        self.basis = torch.linalg.qr(gauss).Q  # [d, k], orthonormal columns
+    name = "A5"
+    floor = 0.0
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Returns [n, k] for rows [n, d]."""
-        projected: Tensor = x.detach().to("cpu", torch.float64) @ self.basis
-        return projected
+    def __init__(self, left: int, right: int) -> None:
+        self.n = 0
+        self.mean = torch.zeros(left, dtype=torch.float64), torch.zeros(right, dtype=torch.float64)
+        self.square = tuple(torch.zeros_like(m) for m in self.mean)
+        self.cross = torch.zeros(left, right, dtype=torch.float64)
+
+    def update(self, a: Tensor, b: Tensor) -> None:
+        """Adds aligned rows [n, left] and [n, right]."""
+        if a.shape[0] == 0:
+            return
+        pair = [x.detach().to("cpu", torch.float64) for x in (a, b)]
+        mean = [x.mean(0) for x in pair]
+        pair = [x - m for x, m in zip(pair, mean, strict=True)]
+        square = [x.square().sum(0) for x in pair]
+        self._add(a.shape[0], mean, square, pair[0].T @ pair[1])
+
+    def merge(self, other: CrossMoments) -> None:
+        """Adds everything that another accumulator has seen."""
+        if other.n:
+            self._add(other.n, list(other.mean), list(other.square), other.cross)
+
+    def _add(self, n: int, mean: list[Tensor], square: list[Tensor], cross: Tensor) -> None:
+        total = self.n + n
+        weight = self.n * n / total
+        delta = [new - old for new, old in zip(mean, self.mean, strict=True)]
+        self.cross += cross + torch.outer(delta[0], delta[1]) * weight
+        for i in range(2):
+            self.square[i].add_(square[i] + delta[i].square() * weight)
+            self.mean[i].add_(delta[i] * (n / total))
+        self.n = total
+
+    def correlation(self) -> Tensor:
+        """Returns [left, right] in [-1, 1]; NaN in the row or column of a constant one."""
+        require_rows(self.n, "CrossMoments")
+        left, right = (
+            deviations(s, m, self.n) for s, m in zip(self.square, self.mean, strict=True)
+        )
+        return (self.cross / (left[:, None] * right[None, :])).clamp(-1.0, 1.0)
 
 
-class Spectrum:
-    """Chooses the estimator for one matrix and remembers what was chosen.
+class JointCounts:
+    """A6: how often cluster a of one variable meets cluster b of another.
 
     Args:
-        d: columns.
-        tail: singular values below 1e-4 of the largest will be asked for.
+        left: K_a clusters.
+        right: K_b clusters.
     """
 
-    def __init__(self, d: int, *, tail: bool) -> None:
-        self.d = d
-        self.project = Projection(d) if d > WIDEST else None
-        self.approx = "" if self.project is None else "projected"
-        width = d if self.project is None else PROJECTED
-        self.rows: StreamingQR | Moments
-        self.rows = StreamingQR(width) if tail and self.project is None else Moments(width)
+    name = "A6"
+    floor = 0.0
 
-    @property
-    def n(self) -> int:
-        """Rows seen."""
-        return self.rows.n
+    def __init__(self, left: int, right: int) -> None:
+        self.counts = torch.zeros(left, right, dtype=torch.int64)
 
-    def update(self, x: Tensor) -> None:
-        """Adds rows [n, d]."""
-        self.rows.update(x if self.project is None else self.project(x))
+    def update(self, a: Tensor, b: Tensor) -> None:
+        """Adds aligned cluster numbers [n]."""
+        k = self.counts.shape[1]
+        flat = torch.bincount(a.cpu().long() * k + b.cpu().long(), minlength=self.counts.numel())
+        self.counts += flat.reshape_as(self.counts)
 
-    def merge(self, other: Spectrum) -> None:
-        """Adds everything that another accumulator of the same kind has seen."""
-        if isinstance(self.rows, StreamingQR):
-            assert isinstance(other.rows, StreamingQR)
-            self.rows.merge(other.rows)
-        else:
-            assert isinstance(other.rows, Moments)
-            self.rows.merge(other.rows)
-
-    def singular_values(self, *, center: bool) -> Tensor:
-        """Returns [min(d, 2048)], largest first."""
-        return self.rows.singular_values(center=center)
+    def merge(self, other: JointCounts) -> None:
+        """Adds everything that another accumulator has seen."""
+        self.counts += other.counts
 
 
 def _root_eigenvalues(gram: Tensor) -> Tensor:
