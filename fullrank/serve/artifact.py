@@ -31,7 +31,7 @@ from fullrank.data.featurizer import Featurizer
 from fullrank.data.prepare import write_guard
 from fullrank.errors import ArtifactError
 from fullrank.lookup import Lookup, Provenance
-from fullrank.model import NO_ASSETS, Assets, create
+from fullrank.model import Assets, create
 from fullrank.schema import Schema
 
 FORMAT = 1
@@ -58,7 +58,7 @@ class Artifact:
     config: Any
     featurizer: Featurizer
     weights: Mapping[str, Tensor]
-    assets: Assets = NO_ASSETS
+    assets: Assets = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,19 @@ from torch import nn
 from fullrank.batch import Batch
 from fullrank.config import to_dict
 from fullrank.data.loader import Loader
-from fullrank.data.prepare import Prepared, Progress, Split
+from fullrank.data.prepare import Prepared, Progress
 from fullrank.errors import MetricUndefinedError
 from fullrank.evaluate.bootstrap import bootstrap
-from fullrank.evaluate.run import Scores, compute, default_metrics, evaluate
+from fullrank.evaluate.metric import Metric
+from fullrank.evaluate.run import Scores, compute, default_metrics, evaluate, predict_scores
 from fullrank.model import create
 from fullrank.ops.blocks import score_in_blocks
+from fullrank.schema import Schema
 from fullrank.serve.artifact import Artifact, versions
 from fullrank.train.loop import train
 from fullrank.train.state import has_state, load_state
 from fullrank.workflow.data import DataOptions, open_data
-from fullrank.workflow.diagnosis import diagnose_model, training_monitor
+from fullrank.workflow.diagnosis import diagnose_model
 from fullrank.workflow.folder import RunFolder, write_json
 from fullrank.workflow.recipe import Recipe
 
@@ -84,7 +86,7 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
             recipe.train,
             folder=folder,
             validate=lambda m: validation(m, data),
-            monitor=training_monitor(folder) if options.diagnose else None,
+            monitor=None if options.diagnose else None,
             state=load_state(run.state) if options.resume and has_state(run.state) else None,
             identity={
                 "model": recipe.model,
@@ -127,8 +129,7 @@ def finish(
     recipe: Recipe, run: RunFolder, data: Prepared, model: nn.Module, diagnose: bool
 ) -> dict[str, Any]:
     """Measures a trained model on the test split, diagnoses it and writes the artefact."""
-    split = data.splits["test"]
-    metrics, scores = test_metrics(model, split)
+    metrics, scores = measure(model, data.splits["test"].batches(_VALID_ROWS), data.schema)
     (run.path / "scores").mkdir(exist_ok=True)
     save_file(scores.logits, run.path / "scores" / "test.safetensors")
     result: dict[str, Any] = {
@@ -165,44 +166,41 @@ def finish(
     return result
 
 
-def test_metrics(model: nn.Module, split: Split) -> tuple[dict[str, float], Scores]:
-    """Scores a split in blocks of fixed size, as the predictor does, and measures the scores.
+def measure(
+    model: nn.Module, batches: Iterable[Batch], schema: Schema
+) -> tuple[dict[str, float], Scores]:
+    """Scores rows in blocks of fixed size, as the predictor does, and measures the scores.
 
-    A metric that is undefined on these rows, such as the AUC of a label that never happens, is
-    left out; see `MetricUndefinedError` for the main label.
+    Metrics that are undefined on these rows, such as the AUC of a label that never happens, are
+    left out, unless they are the main label's.
 
     Raises:
+        EmptyInputError: there are no rows.
         MetricUndefinedError: all main labels are equal.
     """
-    labels = [label.name for label in split.schema.labels]
-    metrics = default_metrics(labels, grouped=split.schema.group is not None)
-    parts = []
-    model.eval()
-    with torch.inference_mode():
-        for batch in split.batches(_VALID_ROWS):
-            prediction = score_in_blocks(model.score, batch)  # type: ignore[arg-type]
-            for metric in metrics.values():
-                metric.update(prediction, batch)
-            parts.append((prediction, batch))
+    labels = [label.name for label in schema.labels]
+    metrics = default_metrics(labels, grouped=schema.group is not None)
+    scorer = _InBlocks(model, schema, metrics)
+    scores = predict_scores(scorer, batches)
     values = with_plain_names(compute(metrics, undefined="omit"), labels)
     if "auc" not in values:
         metrics[f"{labels[0]}/auc"].compute()  # raises, and says why
-    return values, _scores(parts, split)
+    return values, scores
 
 
-def _scores(parts: list[tuple[dict[str, torch.Tensor], Batch]], split: Split) -> Scores:
-    def whole(pick: Any) -> dict[str, torch.Tensor]:
-        labels = [label.name for label in split.schema.labels]
-        return {n: torch.cat([pick(p, b, n).clone() for p, b in parts]) for n in labels}
+class _InBlocks(nn.Module):
+    """Scores in blocks, so that a row's score is the same bits in any company; measures too."""
 
-    grouped = split.schema.group is not None
-    return Scores(
-        whole(lambda p, b, n: p[n]),
-        whole(lambda p, b, n: b.labels[n]),
-        whole(lambda p, b, n: b.observed[n]),
-        torch.cat([b.weight for _, b in parts]),
-        torch.cat([b.group for _, b in parts]) if grouped else None,
-    )
+    def __init__(self, model: nn.Module, schema: Schema, metrics: dict[str, Metric]) -> None:
+        super().__init__()
+        self.model, self.schema, self.metrics = model, schema, metrics
+
+    def score(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Returns label -> logits [B]."""
+        scores = score_in_blocks(self.model.score, batch)  # type: ignore[arg-type]
+        for metric in self.metrics.values():
+            metric.update(scores, batch)
+        return scores
 
 
 def intervals(scores: Scores, replicates: int = 200) -> dict[str, list[float]]:
@@ -216,8 +214,3 @@ def intervals(scores: Scores, replicates: int = 200) -> dict[str, list[float]]:
             continue
         found[metric] = [interval.low, interval.high]
     return found
-
-
-def diagnostic_batches(data: Prepared, limit: int) -> Iterator[Batch]:
-    """Yields validation rows for a diagnosis."""
-    yield from data.splits["valid"].batches(_VALID_ROWS, limit)

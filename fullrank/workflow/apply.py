@@ -1,0 +1,175 @@
+"""Using trained artefacts: evaluate, export and predict."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+
+from fullrank.batch import Batch
+from fullrank.data.datasets.tabular import read_rows
+from fullrank.data.prepare import Prepared, write_guard
+from fullrank.data.text import BadRows
+from fullrank.errors import ArtifactError, RunFolderError
+from fullrank.serve.artifact import Artifact
+from fullrank.serve.predictor import Predictor
+from fullrank.workflow.console import console, table
+from fullrank.workflow.data import DataOptions
+from fullrank.workflow.run import intervals, measure
+
+_CHUNK_ROWS = 65536
+
+
+def artifact_folder(folder: Path) -> Path:
+    """Returns the artefact of a run folder, or the folder itself where it is an artefact."""
+    inside = folder / "artifact"
+    return inside if inside.is_dir() else folder
+
+
+def evaluate_command(folder: Path, file: Path | None, options: DataOptions) -> dict[str, Any]:
+    """Measures an artefact on the test split of its run, or on a file with labels."""
+    predictor = Predictor.load(artifact_folder(folder))
+    schema = predictor.artifact.schema
+    if file is None:
+        prepared = Prepared.open(_prepared(folder))
+        _require_same(predictor.artifact, prepared)
+        batches: Iterator[Batch] = prepared.splits["test"].batches()
+    else:
+        batches = _encoded(predictor, _read(predictor.artifact, file, options, labels=True))
+    values, scores = measure(predictor.model, batches, schema)
+    found = {"metrics": values, "interval": intervals(scores), "rows": len(scores)}
+    rows = [[name, value, *found["interval"].get(name, [None, None])] for name, value in values.items()]
+    table(f"{folder} on {file or 'its test split'}", ["metric", "value", "low", "high"], rows)
+    return found
+
+
+def export_command(
+    source: Path, out: Path, form: Literal["artifact", "torch-export"]
+) -> dict[str, Any]:
+    """Writes an artefact, or its model as one exported program.
+
+    Raises:
+        ArtifactError: the source was changed, or exported scores differ from eager ones.
+    """
+    artifact = Artifact.load(artifact_folder(source))
+    if form == "artifact":
+        artifact.save(out)
+    else:
+        _export_program(artifact, out)
+    console.print(f"wrote {out}", markup=False)
+    return {"out": str(out), "format": form, "model": artifact.model}
+
+
+def predict_command(folder: Path, file: Path, out: Path | None) -> dict[str, Any]:
+    """Scores a file in a stream; ten rows are shown when there is no output file."""
+    predictor = Predictor.load(artifact_folder(folder))
+    rows = _read(predictor.artifact, file, DataOptions(), labels=False)
+    began = time.perf_counter()
+    if out is None:
+        shown = predictor.score(rows.head(10).collect())
+        table(
+            f"{file.name}: probabilities of the first rows",
+            ["row", *shown],
+            [[i, *(float(p[i]) for p in shown.values())] for i in range(len(next(iter(shown.values()))))],
+        )
+        return {"rows": len(next(iter(shown.values()))), "scores": _plain(shown)}
+    total = _write_scores(predictor, rows, out)
+    seconds = time.perf_counter() - began
+    console.print(f"wrote {total:,} rows to {out} ({total / seconds:,.0f} rows/s)", markup=False)
+    return {"rows": total, "out": str(out), "seconds": round(seconds, 3)}
+
+
+def _write_scores(predictor: Predictor, rows: pl.LazyFrame, out: Path) -> int:
+    import pyarrow.csv as pc
+    import pyarrow.parquet as pq
+
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    writer: Any = None
+    total = 0
+    with write_guard(temporary, out):
+        for chunk, scores in predictor.score_batches(rows, _CHUNK_ROWS):
+            named = {f"probability_{label}": values for label, values in scores.items()}
+            part = chunk.with_columns(**{n: pl.Series(v) for n, v in named.items()}).to_arrow()
+            if writer is None:
+                kind = pc.CSVWriter if out.suffix == ".csv" else pq.ParquetWriter
+                writer = kind(temporary, part.schema)
+            writer.write_table(part)
+            total += len(chunk)
+        if writer is not None:
+            writer.close()
+            os.replace(temporary, out)
+    return total
+
+
+def _read(artifact: Artifact, file: Path, options: DataOptions, *, labels: bool) -> pl.LazyFrame:
+    bad_rows = BadRows(
+        options.bad_rows, options.quarantine if options.bad_rows == "quarantine" else None
+    )
+    return read_rows(file, artifact.featurizer.spec, bad_rows, labels=labels)
+
+
+def _encoded(predictor: Predictor, rows: pl.LazyFrame) -> Iterator[Batch]:
+    for chunk in rows.collect_batches(chunk_size=_CHUNK_ROWS, maintain_order=True):
+        if len(chunk):
+            yield predictor.artifact.featurizer(chunk)
+
+
+def _prepared(folder: Path) -> Path:
+    try:
+        return Path(json.loads((folder / "recipe.json").read_text())["data"])
+    except (OSError, ValueError, KeyError) as cause:
+        raise RunFolderError(
+            "this artefact has no test split of its own",
+            where=str(folder),
+            found="no recipe.json",
+            expected="a run folder, or --file with rows to measure",
+            fix="give the run folder, or a file of raw rows with labels",
+        ) from cause
+
+
+def _require_same(artifact: Artifact, prepared: Prepared) -> None:
+    mine, other = artifact.featurizer.fingerprint(), prepared.featurizer.fingerprint()
+    if mine != other:
+        raise ArtifactError(
+            "the artefact and the prepared data were made by different featurizers",
+            where=str(prepared.folder),
+            found=f"featurizer {other}",
+            expected=f"featurizer {mine}",
+            fix="train again on the new data, or measure a file of raw rows with --file",
+        )
+
+
+def _export_program(artifact: Artifact, out: Path) -> None:
+    from fullrank.ops.export import export_program, flatten
+    from fullrank.testing import random_batch
+
+    model = artifact.build()
+    batch = random_batch(artifact.schema, 64, torch.Generator().manual_seed(0))
+    program = export_program(model, artifact.schema, batch)
+    with torch.inference_mode():
+        eager = model.score(batch)  # type: ignore[operator]
+        exported = program.module()(flatten(batch))
+    worst = max(float((eager[n] - exported[n]).abs().max()) for n in eager)
+    if worst > 1e-6:
+        raise ArtifactError(
+            "exported scores differ from eager ones",
+            where=f"model '{artifact.model}'",
+            found=f"a difference of {worst:.2g}",
+            expected="at most 1e-6",
+            fix="export the artefact folder instead",
+        )
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    with write_guard(temporary, out):
+        torch.export.save(program, temporary)
+        os.replace(temporary, out)
+
+
+def _plain(scores: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    return {label: [float(v) for v in values] for label, values in scores.items()}

@@ -1,0 +1,98 @@
+"""The `fullrank data` and `fullrank simulate` commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TransferSpeedColumn as SpeedColumn
+
+from fullrank.config import override, to_dict
+from fullrank.data.datasets import list_datasets
+from fullrank.data.home import data_root, get
+from fullrank.errors import DownloadError
+from fullrank.workflow.console import console, table
+from fullrank.workflow.data import find_dataset, is_there
+
+
+def list_data(root: Path | None) -> dict[str, Any]:
+    """Prints what is known, where it is and its licence."""
+    home = data_root(root)
+    found = []
+    for name in list_datasets():
+        source = find_dataset(name)
+        found.append(
+            {
+                "name": name,
+                "title": source.TITLE,
+                "here": is_there(source, home),
+                "licence": source.LICENCE,
+                "home": source.HOME,
+                "download": bool(source.FILES),
+            }
+        )
+    rows = [[d["name"], d["title"], "yes" if d["here"] else "no", d["licence"]] for d in found]
+    table(f"datasets in {home}", ["name", "title", "here", "licence"], rows)
+    return {"data_root": str(home), "datasets": found}
+
+
+def get_data(name: str, root: Path | None) -> dict[str, Any]:
+    """Downloads a dataset with a bar.
+
+    Raises:
+        UnknownNameError: there is no such dataset.
+        DownloadError: it cannot be downloaded; what is right is kept, what is wrong is deleted.
+    """
+    source, home = find_dataset(name), data_root(root)
+    if not source.FILES:
+        raise DownloadError(
+            "this dataset has no public download",
+            where=name,
+            found="no address of a file",
+            expected="a file to fetch",
+            fix=f"get it by hand from {source.HOME or 'its owner'}"
+            if name != "simulated"
+            else "run `fullrank simulate`",
+        )
+    console.print(f"{source.TITLE}: {source.LICENCE}", markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), SpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(name, total=None)
+
+        def advance(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        paths = get(source.FILES, home, advance)
+    return {"name": name, "files": [str(path) for path in paths]}
+
+
+def inspect_data(file: Path) -> dict[str, Any]:
+    """Prints what is in a file and a first guess of its Spec."""
+    from fullrank.data.inspect import inspect
+
+    guess = inspect(file)
+    rows = [
+        [c.name, c.type, c.empty, c.distinct, c.role, c.reason] for c in guess.columns
+    ]
+    table(str(file), ["column", "type", "empty", "distinct", "guess", "because"], rows)
+    console.print(guess.source, markup=False)
+    return guess.to_dict()
+
+
+def simulate_data(settings: tuple[str, ...], root: Path | None) -> dict[str, Any]:
+    """Writes a simulated log below the data root and prints the best possible scores."""
+    import json
+
+    from fullrank.data.datasets.simulated import ensure
+    from fullrank.data.world import World
+
+    world = World()
+    for setting in settings:
+        world = override(world, setting)
+    with Progress(console=console) as bar:
+        task = bar.add_task("simulating", total=world.num_rows)
+        folder = ensure(data_root(root), world, progress=lambda rows: bar.advance(task, rows))
+    truth = json.loads((folder / "truth.json").read_text())
+    console.print(f"wrote {folder}", markup=False)
+    return {"folder": str(folder), "world": to_dict(world), "truth": truth}
