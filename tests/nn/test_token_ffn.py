@@ -1,0 +1,130 @@
+"""Per-token networks against loops, and both ways to compute them against one another."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fullrank.nn import token_ffn
+from fullrank.nn.token_ffn import PerTokenFFN, per_token_ffn, shared_ffn, xavier_slices
+
+_SPEC = importlib.util.spec_from_file_location(
+    "mixing_twin", Path(__file__).parents[1] / "reference" / "mixing_twin.py"
+)
+twin = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(twin)
+
+B, T, D, H = 5, 3, 4, 6
+
+
+def weights(seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    shapes = (T, D, H), (T, H), (T, H, D), (T, D)
+    return [torch.randn(*s, generator=draw, dtype=torch.float64) for s in shapes]
+
+
+@pytest.fixture(params=["batched", "token by token"])
+def path(request, monkeypatch):
+    """Runs a test with each of the two ways to compute."""
+    monkeypatch.setattr(token_ffn, "_SPLIT_FROM", 0 if "by" in request.param else 10**12)
+    return request.param
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu"])
+def test_both_ways_equal_the_loops(path, act):
+    x = torch.randn(B, T, D, dtype=torch.float64)
+    out = per_token_ffn(x, *weights(), act)
+    expected = twin.per_token_ffn(x.numpy(), *(w.numpy() for w in weights()), getattr(twin, act))
+    np.testing.assert_allclose(out.numpy(), expected, rtol=1e-12, atol=1e-12)
+    assert out.shape == (B, T, D)
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu"])
+def test_gradients_equal_finite_differences(path, act):
+    torch.manual_seed(1)
+    inputs = [torch.randn(B, T, D, dtype=torch.float64), *weights()]
+    inputs = [x.requires_grad_() for x in inputs]
+    torch.autograd.gradcheck(lambda *a: per_token_ffn(*a, act), inputs)
+
+
+def test_token_by_token_really_runs_where_it_pays(monkeypatch):
+    """A guard for the two tests above: the fixture does switch the path."""
+    x, seen = torch.randn(B, T, D, dtype=torch.float64), []
+    real = token_ffn._TokenByToken.apply
+    monkeypatch.setattr(
+        token_ffn._TokenByToken, "apply", lambda *a: seen.append(1) or real(*a), raising=True
+    )
+    for start, runs in ((10**12, 0), (0, 1)):
+        monkeypatch.setattr(token_ffn, "_SPLIT_FROM", start)
+        per_token_ffn(x, *weights(), "gelu")
+        assert len(seen) == runs
+    with torch.no_grad():
+        per_token_ffn(x, *weights(), "gelu")
+    assert len(seen) == 1  # serving takes the batched way
+
+
+def test_a_strided_input_and_a_strided_gradient_are_read_rightly(path):
+    """Mixed tokens, expanded means and sliced tokens arrive without being copied."""
+    wide = torch.randn(B, D, T, dtype=torch.float64, requires_grad=True)
+    out = per_token_ffn(wide.transpose(1, 2), *weights(), "gelu")
+    out.mean((1, 2)).sum().backward()  # its gradient is expanded, strides of zero
+    copy = wide.detach().transpose(1, 2).contiguous().requires_grad_()
+    per_token_ffn(copy, *weights(), "gelu").mul(1 / (T * D)).sum().backward()
+    torch.testing.assert_close(wide.grad.transpose(1, 2), copy.grad)
+
+
+def test_u3_parameter_count():
+    for k in (1, 2, 4):
+        count = sum(p.numel() for p in PerTokenFFN(T, D, (k * D,)).parameters())
+        assert count == T * (2 * k * D**2 + k * D + D)
+
+
+def test_u4_a_token_depends_on_its_own_weights_alone():
+    module, x = PerTokenFFN(T, D, (H,)), torch.randn(B, T, D)
+    before = module(x)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter[1] = 0.0
+    after = module(x)
+    assert torch.equal(after[:, 1], torch.zeros(B, D))
+    assert torch.equal(after[:, [0, 2]], before[:, [0, 2]])
+    assert not torch.equal(after[:, 1], before[:, 1])
+
+
+def test_u4_permuting_tokens_and_weights_together_commutes(path):
+    order = torch.tensor([2, 0, 1])
+    x, own = torch.randn(B, T, D, dtype=torch.float64), weights()
+    moved = per_token_ffn(x[:, order], *(w[order] for w in own), "gelu")
+    torch.testing.assert_close(moved, per_token_ffn(x, *own, "gelu")[:, order])
+    unmoved = per_token_ffn(x[:, order], *own, "gelu")  # control: weights stay behind
+    assert not torch.allclose(unmoved, moved)
+
+
+def test_several_hidden_layers_equal_the_chain_of_single_ones():
+    module, x = PerTokenFFN(T, D, (H, 5), "relu").double(), torch.randn(B, T, D).double()
+    out = module(x)
+    for t in range(T):
+        h = x[:, t]
+        for i, layer in enumerate(module.layers):
+            h = h @ layer.weight[t] + layer.bias[t]
+            h = h.relu() if i < 2 else h
+        torch.testing.assert_close(out[:, t], h)
+
+
+def test_xavier_fans_are_those_of_a_slice():
+    values = xavier_slices(50, 20, 80).detach()
+    bound = (6 / (20 + 80)) ** 0.5
+    assert values.abs().max() <= bound
+    assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_a_shared_network_treats_all_tokens_alike():
+    module, x = shared_ffn(D, (H,)), torch.randn(B, 1, D).expand(B, T, D)
+    out = module(x)
+    assert torch.equal(out, out[:, :1].expand_as(out))
+    distinct = PerTokenFFN(T, D, (H,))(x)
+    assert not torch.allclose(distinct, distinct[:, :1].expand_as(distinct))
