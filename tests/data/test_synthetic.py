@@ -458,7 +458,8 @@ def test_the_same_seed_writes_the_same_bytes_also_in_another_process(
     program = (
         "import sys; from pathlib import Path; from fullrank.data.synthetic import simulate; "
         "from fullrank.data.world import World; simulate(World(num_rows=1500, num_users=30, "
-        "num_ads=25, num_categories=5, days=4.0, partner=0.8, window_hours=14.0), Path(sys.argv[1]))"
+        "num_ads=25, num_categories=5, days=4.0, partner=0.8, window_hours=14.0), "
+        "Path(sys.argv[1]))"
     )
     again = tmp_path / "again"
     environment = {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "OMP_NUM_THREADS": "1"}
