@@ -12,9 +12,9 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -205,20 +205,21 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
         DiskFullError: no room; no member is kept.
     """
     limit = min(_MAX_UNPACKED, max(_RATIO_FLOOR, archive.stat().st_size * _MAX_RATIO))
-    written: list[tuple[Path, Path]] = []  # temporary and final names
+    parts: dict[Path, Path] = {}  # final -> temporary name
     budget = limit
     try:
-        for name, opened in _members(archive):
-            final = folder / safe_relative(name, where=str(archive))
-            final.parent.mkdir(parents=True, exist_ok=True)
-            written.append((final.with_name(final.name + ".part"), final))
-            with opened() as source, written[-1][0].open("wb") as sink:
-                while chunk := source.read(min(_CHUNK, budget + 1)):
-                    budget -= len(chunk)
-                    if budget < 0:
-                        raise _refused(archive, f"more than {limit:,} bytes", "a sane size")
-                    sink.write(chunk)
-        for part, final in written:
+        with closing(_members(archive)) as members:
+            for name, member in members:
+                final = folder / safe_relative(name, where=str(archive))
+                final.parent.mkdir(parents=True, exist_ok=True)
+                parts[final] = final.with_name(final.name + ".part")
+                with member as source, parts[final].open("wb") as sink:
+                    while chunk := source.read(min(_CHUNK, budget + 1)):
+                        budget -= len(chunk)
+                        if budget < 0:
+                            raise _refused(archive, f"more than {limit:,} bytes", "a sane size")
+                        sink.write(chunk)
+        for final, part in parts.items():
             os.replace(part, final)
     except (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
         raise _refused(archive, str(error), "a complete archive") from error
@@ -226,9 +227,9 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
         raise_if_full(error, folder)
         raise
     finally:
-        for part, _ in written:
+        for part in parts.values():
             part.unlink(missing_ok=True)
-    return [final for _, final in written]
+    return list(parts)
 
 
 def safe_relative(name: str, *, where: str) -> Path:
@@ -261,15 +262,17 @@ def raise_if_full(error: OSError, path: Path) -> None:
         ) from error
 
 
-def _members(archive: Path) -> list[tuple[str, Callable[[], IO[bytes]]]]:
+def _members(archive: Path) -> Generator[tuple[str, IO[bytes]], None, None]:
     if archive.name.endswith(".gz"):
-        return [(archive.name.removesuffix(".gz"), lambda: cast(IO[bytes], gzip.open(archive)))]
-    packed = zipfile.ZipFile(archive)
-    files = [m for m in packed.infolist() if not m.is_dir()]
-    for member in files:
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise _refused(archive, f"a link: {member.filename!r}", "plain files")
-    return [(m.filename, partial(packed.open, m)) for m in files]
+        with gzip.open(archive) as opened:
+            yield archive.name.removesuffix(".gz"), cast(IO[bytes], opened)
+        return
+    with zipfile.ZipFile(archive) as packed:
+        for member in packed.infolist():
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise _refused(archive, f"a link: {member.filename!r}", "plain files")
+            if not member.is_dir():
+                yield member.filename, packed.open(member)
 
 
 def _refused(archive: Path, found: str, expected: str) -> DownloadError:
@@ -299,6 +302,7 @@ def _https_opener(schemes: tuple[str, ...]) -> Opener:
         def redirect_request(
             self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any
         ) -> Any:
+            fp.close()
             _require_scheme(newurl, schemes)
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -315,6 +319,7 @@ def _download(
             if _continue(remote, part, tag, opener, progress):
                 return
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code != 416:
                 raise
             part.unlink(missing_ok=True)  # the part is longer than the file: begin anew

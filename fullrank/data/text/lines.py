@@ -113,19 +113,23 @@ def open_text(path: Path) -> BinaryIO:
             fix="get the file again, or name another one",
         )
     file = path.open("rb")
-    packed = file.read(2) == b"\x1f\x8b"
+    if file.read(2) == b"\x1f\x8b":
+        file.close()
+        return cast(BinaryIO, gzip.open(path))
     file.seek(0)
-    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
+    return file
 
 
 def refuse_binary(path: Path, head: bytes) -> None:
     """Raises DataFormatError where the first bytes of a file are not those of text."""
     kinds = [kind for magic, kind in _MAGIC if head.startswith(magic)]
-    if kinds or b"\0" in head[:4096]:
+    head = head[:4096]
+    control = sum(head.count(bytes([b])) for b in (*range(9), *range(14, 32)))
+    if kinds or (b"\0" in head and control > len(head) // 20):
         raise DataFormatError(
             "a binary file stands where text is expected",
             where=str(path),
-            found=kinds[0] if kinds else "zero bytes at the beginning",
+            found=kinds[0] if kinds else f"{control} control bytes at the beginning",
             expected="text in UTF-8 or another encoding that contains ASCII",
             fix="name the text file, or give a Parquet or Arrow file its usual ending",
         )

@@ -6,6 +6,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
+from gzip import GzipFile
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 from fullrank.data.home import cache_folder, raise_if_full
 from fullrank.data.text.bad_rows import BadRows
+from fullrank.data.text.lines import open_text
 
 IN_MEMORY = 64 << 20  # bytes of text up to which rows stay in memory
 _FORMAT = "1"  # part of the name of a staged file; changes when what readers yield changes
@@ -71,6 +73,6 @@ def write_parquet(frames: Iterator[pl.DataFrame], path: Path) -> None:
 
 
 def _text_bytes(source: Path) -> int:
-    with source.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+    with open_text(source) as file:  # refuses a file that is missing or empty
+        packed = isinstance(file, GzipFile)
     return source.stat().st_size * (8 if packed else 1)  # text rarely packs better than 1 : 8
