@@ -11,7 +11,7 @@ from typing import TypeGuard
 from fullrank.errors import EmptyInputError
 
 WIDTH = 680  # units of the view box; the element scales to its container
-LEFT, RIGHT, _SIZE = 64, 16, 12  # margins and font size
+LEFT, RIGHT, _SIZE = 64, 26, 12  # margins and font size
 _LIGHT = ("#0b6fb8", "#d1490c", "#0a8a63", "#a2479b", "#b07a00", "#3d4ec9", "#7a7f87", "#b3263a")
 _DARK = ("#58b4f5", "#ff8a4c", "#3ecf9f", "#e08bd8", "#f0b83f", "#9aa5ff", "#aeb4bc", "#ff7186")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "12 4", "1 4", "6 2 2 2")

@@ -228,7 +228,7 @@ def _tables(findings: Findings) -> Iterator[Verdict]:
                 "collapse",
                 "All rows of a table are alike",
                 f"table '{name}'",
-                f"{r.value:.1e} of the energy of its {rows} is not shared by all of them",
+                f"only {r.value:.1e} of the energy of its {rows} sets them apart",
                 "The field cannot tell its values apart: lower the table's L2 penalty, raise its "
                 "learning rate or initial scale, or check that its ids vary in training",
             )
@@ -313,9 +313,9 @@ def _healthy(findings: Findings) -> Verdict:
     value = f"AUC {found[0].value:.4f}" if found and found[0].value is not None else "no AUC"
     stages = stage_ranks(findings)
     if stages:
-        last = min(stages, key=lambda s: s.share)
+        last = stages[-1]
         value += (
-            f"; the tightest stage, '{last.name}', keeps {last.share:.0%} of its healthy ceiling "
-            f"({last.erank:.1f} of {last.ceiling:.1f})"
+            f"; the last stage, '{last.name}', has centred effective rank {last.erank:.1f}, where "
+            f"noise of this shape has {last.ceiling:.1f}"
         )
     return Verdict("healthy", "No sign of collapse", "whole model", value, "Nothing to repair")

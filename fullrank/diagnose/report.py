@@ -1,0 +1,134 @@
+"""Report: one self-contained HTML page from the findings of one or several runs.
+
+The page needs no network and no script. Every figure states which matrix it shows, whether it was
+centred, and its shape; models are only drawn into one figure where these agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fullrank.diagnose.figures import Shown, sections
+from fullrank.diagnose.records import Findings, replace_file
+from fullrank.diagnose.verdict import Verdict, judge, stage_ranks
+from fullrank.errors import EmptyInputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFindings:
+    """One model in a report.
+
+    Args:
+        name: as the reader knows it.
+        findings: of one checkpoint, or of several; the newest is shown, all are drawn over time.
+        metrics: such as auc, logloss, parameters, step_ms: columns of the table. None is a dash.
+        note: one sentence on how this model differs.
+    """
+
+    name: str
+    findings: Findings
+    metrics: Mapping[str, float | int | None] = field(default_factory=dict)
+    note: str = ""
+
+
+def write_report(
+    path: Path, runs: Sequence[RunFindings], *, title: str = "Collapse report", subtitle: str = ""
+) -> None:
+    """Writes the page, whole or not at all.
+
+    Args:
+        path: of the HTML file.
+        runs: the models, best first.
+        title: heading of the page.
+        subtitle: data set, split and rows, in one line.
+
+    Raises:
+        EmptyInputError: there are no runs, or one has no records.
+        DiskFullError: there is no room.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, render_report(runs, title=title, subtitle=subtitle).encode())
+
+
+def render_report(runs: Sequence[RunFindings], *, title: str, subtitle: str = "") -> str:
+    """Returns the page as text; see `write_report`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    if not runs or not all(run.findings.records for run in runs):
+        raise EmptyInputError(
+            "a report has nothing to show",
+            where="write_report",
+            found=f"{len(runs)} runs, at least one without records" if runs else "no runs",
+            expected="one or more runs with records",
+            fix="diagnose the model first",
+        )
+    seen = []
+    for run in runs:
+        newest = run.findings.latest()
+        stages = stage_ranks(newest)
+        seen.append(Shown(run.name, newest, run.findings, judge(newest), stages, run.note))
+    environment = Environment(
+        loader=PackageLoader("fullrank.diagnose"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    columns = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    rows = [
+        [_cell(name, run.metrics.get(name)) for name in columns] + _rank_cells(known)
+        for run, known in zip(runs, seen, strict=True)
+    ]
+    return environment.get_template("report.html").render(
+        title=title,
+        subtitle=subtitle,
+        headline=headline({run.name: run.verdicts for run in seen}),
+        columns=[_COLUMN.get(c, c.replace("_", " ")) for c in columns]
+        + ["effective rank at the end"],
+        rows=rows,
+        runs=seen,
+        sections=[s for s in sections(seen) if s.figures],
+    )
+
+
+def headline(verdicts: Mapping[str, Sequence[Verdict]]) -> list[tuple[str, str]]:
+    """Returns (level, sentence) pairs, the worst first: what a hurried reader must know."""
+    order = ("collapse", "warning", "healthy")
+    words = {"collapse": "is collapsing", "warning": "is losing rank"}
+    out: list[tuple[str, str]] = []
+    for level in order[:2]:
+        for name, found in verdicts.items():
+            if found[0].level == level:
+                first = found[0]
+                out.append((level, f"{name} {words[level]}: {_lower(first.what)} ({first.where})."))
+    fine = [name for name, found in verdicts.items() if found[0].level == "healthy"]
+    if fine:
+        listed = fine[0] if len(fine) == 1 else f"{', '.join(fine[:-1])} and {fine[-1]}"
+        verb = "shows" if len(fine) == 1 else "show"
+        out.append(("healthy", f"{listed} {verb} no sign of collapse."))
+    return out
+
+
+def _rank_cells(run: Shown) -> list[str]:
+    if not run.stages:
+        return ["n/a"]
+    last = run.stages[-1]
+    return [f"{last.erank:.1f} of {last.bound:.0f}"]
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _cell(name: str, value: float | int | None) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "n/a"
+    if isinstance(value, int) or name == "parameters":
+        return f"{int(value):,}"
+    return f"{value:.1f}" if name.endswith(("_ms", "seconds")) else f"{value:.4f}"
+
+
+_COLUMN = {"auc": "AUC", "gauc": "GAUC", "logloss": "log-loss", "step_ms": "step, ms"}
