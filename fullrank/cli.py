@@ -189,7 +189,7 @@ class Evaluate(DataCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagnose(DataCommand):
+class Diagnose(Command):
     """Measure where finished runs lose rank and write report.html into the first of them."""
 
     runs: Positional[tuple[Path, ...]]
@@ -201,7 +201,7 @@ class Diagnose(DataCommand):
         """Runs the command."""
         from fullrank.workflow.diagnosis import diagnose_command
 
-        return diagnose_command(self.runs, self.out, self.options())
+        return diagnose_command(self.runs, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 failed or interrupted, 2 misuse.
     """
     command: Any = tyro.cli(
-        AnyCommand,  # type: ignore[arg-type]
+        AnyCommand,
         prog="fullrank",
         description="Ranking models that keep their rank: train, diagnose, compare, export.",
         args=argv,
@@ -303,8 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             tyro.conf.OmitSubcommandPrefixes,
         ),
     )
-    from fullrank.workflow.console import finish_with
+    from fullrank.workflow.console import console, finish_with
 
+    console.stderr = command.json  # the output stream then holds the JSON object alone
     try:
         return finish_with(command.run(), command.json)
     except FullrankError as error:

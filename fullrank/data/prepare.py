@@ -8,13 +8,9 @@ folder/train/history.item.npy  flat values; history.offsets.npy [rows + 1] int64
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +23,8 @@ from fullrank.batch import Batch
 from fullrank.data.encode import Encoded
 from fullrank.data.featurizer import Featurizer
 from fullrank.data.spec import Spec
-from fullrank.errors import ArtifactError, DiskFullError, SplitError
+from fullrank.disk import written_whole
+from fullrank.errors import ArtifactError, SplitError
 from fullrank.schema import Bag, Schema
 
 _CHUNK_ROWS = 1 << 20  # rows encoded at a time: bounds memory, amortises a hash table per column
@@ -164,14 +161,12 @@ def prepare(
         DiskFullError: the disk is full; nothing is left behind.
     """
     began = time.perf_counter()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with write_guard(temporary, out):
-        temporary.mkdir(parents=True)
+    with written_whole(out) as draft:
+        draft.mkdir()
         featurizer = Featurizer.fit(spec, splits["train"])
-        featurizer.save(temporary / "featurizer")
+        featurizer.save(draft / "featurizer")
         stated = {
-            name: _write_split(temporary / name, name, frame, featurizer, progress)
+            name: _write_split(draft / name, name, frame, featurizer, progress)
             for name, frame in splits.items()
         }
         manifest = {
@@ -182,43 +177,8 @@ def prepare(
             "notes": list(notes),
             "seconds": round(time.perf_counter() - began, 3),
         }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        os.replace(temporary, out)
+        (draft / "manifest.json").write_text(json.dumps(manifest, indent=1))
     return Prepared.open(out)
-
-
-@contextmanager
-def write_guard(temporary: Path, target: Path) -> Iterator[None]:
-    """Removes the temporary folder or file when writing fails, and names a full disk.
-
-    Raises:
-        DiskFullError: the disk is full; what was at `target` is untouched.
-    """
-    try:
-        yield
-    except BaseException as cause:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
-        if _is_disk_full(cause):
-            raise _disk_full(target) from cause
-        raise
-
-
-def _is_disk_full(cause: BaseException | None) -> bool:
-    # Polars and safetensors wrap the operating system's error in their own.
-    text = "No space left on device"
-    return getattr(cause, "errno", None) == errno.ENOSPC or text in str(cause)
-
-
-def _disk_full(path: Path) -> DiskFullError:
-    free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
-    return DiskFullError(
-        "the disk is full",
-        where=str(path),
-        found=f"{free / 1e6:,.0f} MB free",
-        expected="room for the file",
-        fix="free some space or choose another folder; nothing half-written was kept",
-    )
 
 
 def _write_split(

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from fullrank import __version__
 from fullrank.config import from_dict, to_dict
 from fullrank.data.featurizer import Featurizer
-from fullrank.data.prepare import write_guard
+from fullrank.disk import written_whole
 from fullrank.errors import ArtifactError
 from fullrank.lookup import Lookup, Provenance
 from fullrank.model import Assets, create
@@ -103,21 +102,20 @@ class Artifact:
                 expected="an empty place or an older artefact",
                 fix="choose another folder",
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        with write_guard(temporary, folder):
-            save_file({n: t.contiguous() for n, t in self.weights.items()}, temporary / _WEIGHTS)
-            self.featurizer.save(temporary / "featurizer")
+        fresh = folder.with_name(f".{folder.name}.new.{os.getpid()}")
+        with written_whole(fresh) as draft:
+            draft.mkdir()
+            _save_tensors(draft / _WEIGHTS, self.weights)
+            self.featurizer.save(draft / "featurizer")
             for name, lookup in self.assets.items():
-                (temporary / "assets").mkdir(exist_ok=True)
-                save_file({"values": lookup.values}, temporary / "assets" / f"{name}.safetensors")
-            manifest = self._manifest(temporary)
-            (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-            older = folder.with_name(f".{folder.name}.old.{os.getpid()}")
-            if folder.exists():
-                os.replace(folder, older)
-            os.replace(temporary, folder)
-            shutil.rmtree(older, ignore_errors=True)
+                (draft / "assets").mkdir(exist_ok=True)
+                _save_tensors(draft / "assets" / f"{name}.safetensors", {"values": lookup.values})
+            (draft / _MANIFEST).write_text(json.dumps(self._manifest(draft), indent=1))
+        older = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+        if folder.exists():  # a folder cannot be replaced in one step, only moved aside
+            os.replace(folder, older)
+        os.replace(fresh, folder)
+        shutil.rmtree(older, ignore_errors=True)
 
     def _manifest(self, folder: Path) -> dict[str, Any]:
         plain: dict[str, Any] = {
@@ -212,6 +210,11 @@ def _check_files(folder: Path, files: dict[str, Any]) -> None:
             raise _tampered(path, f"{path.stat().st_size:,} bytes", f"{size:,} bytes")
         if _sha256(path) != digest:
             raise _tampered(path, f"sha256 {_sha256(path)[:16]}...", f"sha256 {digest[:16]}...")
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({n: t.contiguous() for n, t in tensors.items()}, path)
+    path.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +13,11 @@ import polars as pl
 import torch
 
 from fullrank.batch import Batch
-from fullrank.data.datasets.tabular import read_rows
-from fullrank.data.prepare import Prepared, write_guard
+from fullrank.data.datasets.tabular import read_files
+from fullrank.data.prepare import Prepared
 from fullrank.data.text import BadRows
-from fullrank.errors import ArtifactError, RunFolderError
+from fullrank.disk import written_whole
+from fullrank.errors import ArtifactError, EmptyInputError, RunFolderError
 from fullrank.serve.artifact import Artifact
 from fullrank.serve.predictor import Predictor
 from fullrank.workflow.console import console, table
@@ -44,10 +44,10 @@ def evaluate_command(folder: Path, file: Path | None, options: DataOptions) -> d
     else:
         batches = _encoded(predictor, _read(predictor.artifact, file, options, labels=True))
     values, scores = measure(predictor.model, batches, schema)
-    found = {"metrics": values, "interval": intervals(scores), "rows": len(scores)}
-    rows = [[name, value, *found["interval"].get(name, [None, None])] for name, value in values.items()]
+    interval = intervals(scores)
+    rows = [[name, value, *interval.get(name, [None, None])] for name, value in values.items()]
     table(f"{folder} on {file or 'its test split'}", ["metric", "value", "low", "high"], rows)
-    return found
+    return {"metrics": values, "interval": interval, "rows": len(scores)}
 
 
 def export_command(
@@ -77,7 +77,10 @@ def predict_command(folder: Path, file: Path, out: Path | None) -> dict[str, Any
         table(
             f"{file.name}: probabilities of the first rows",
             ["row", *shown],
-            [[i, *(float(p[i]) for p in shown.values())] for i in range(len(next(iter(shown.values()))))],
+            [
+                [i, *(float(p[i]) for p in shown.values())]
+                for i in range(len(next(iter(shown.values()))))
+            ],
         )
         return {"rows": len(next(iter(shown.values()))), "scores": _plain(shown)}
     total = _write_scores(predictor, rows, out)
@@ -90,21 +93,26 @@ def _write_scores(predictor: Predictor, rows: pl.LazyFrame, out: Path) -> int:
     import pyarrow.csv as pc
     import pyarrow.parquet as pq
 
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     writer: Any = None
     total = 0
-    with write_guard(temporary, out):
+    with written_whole(out) as draft:
         for chunk, scores in predictor.score_batches(rows, _CHUNK_ROWS):
             named = {f"probability_{label}": values for label, values in scores.items()}
             part = chunk.with_columns(**{n: pl.Series(v) for n, v in named.items()}).to_arrow()
             if writer is None:
                 kind = pc.CSVWriter if out.suffix == ".csv" else pq.ParquetWriter
-                writer = kind(temporary, part.schema)
+                writer = kind(draft, part.schema)
             writer.write_table(part)
             total += len(chunk)
-        if writer is not None:
-            writer.close()
-            os.replace(temporary, out)
+        if writer is None:
+            raise EmptyInputError(
+                "there is nothing to score",
+                where="input file",
+                found="0 rows",
+                expected="at least one row",
+                fix="check the file",
+            )
+        writer.close()
     return total
 
 
@@ -112,7 +120,7 @@ def _read(artifact: Artifact, file: Path, options: DataOptions, *, labels: bool)
     bad_rows = BadRows(
         options.bad_rows, options.quarantine if options.bad_rows == "quarantine" else None
     )
-    return read_rows(file, artifact.featurizer.spec, bad_rows, labels=labels)
+    return read_files(file, artifact.featurizer.spec, bad_rows, labels=labels, extra=True)
 
 
 def _encoded(predictor: Predictor, rows: pl.LazyFrame) -> Iterator[Batch]:
@@ -165,10 +173,8 @@ def _export_program(artifact: Artifact, out: Path) -> None:
             expected="at most 1e-6",
             fix="export the artefact folder instead",
         )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    with write_guard(temporary, out):
-        torch.export.save(program, temporary)
-        os.replace(temporary, out)
+    with written_whole(out) as draft:
+        torch.export.save(program, draft)
 
 
 def _plain(scores: dict[str, np.ndarray]) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""The terminal: results for people on one stream, one JSON object on the other."""
+"""The terminal: tables, bars and errors for people, and one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from rich.table import Table
 
 from fullrank.errors import FullrankError
 
-# People read the error stream, so that the output stream can be piped as JSON.
-console = Console(stderr=True, highlight=False)
+console = Console(highlight=False)  # with --json, people read the error stream
 
 
 def finish_with(result: dict[str, Any] | FullrankError, as_json: bool) -> int:

@@ -90,6 +90,11 @@ def open_data(
     return made
 
 
+def is_there(source: Any, root: Path) -> bool:
+    """Returns whether the raw files of a dataset are on this machine."""
+    return any((root / folder).exists() for folder in source.FOLDERS)
+
+
 def _key(source: Any, spec: Spec, root: Path, bad_rows: str) -> str:
     """Returns a name that changes with the spec, the reader and every raw file."""
     reader = Path(getattr(source, "__file__", None) or __file__)
@@ -100,7 +105,7 @@ def _key(source: Any, spec: Spec, root: Path, bad_rows: str) -> str:
         "bad_rows": bad_rows,
         "files": [
             [str(path), path.stat().st_size, path.stat().st_mtime_ns]
-            for path in sorted(_files(source.files(root)))
+            for path in sorted(_files([root / folder for folder in source.FOLDERS]))
         ],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

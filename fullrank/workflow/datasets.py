@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,16 @@ def inspect_data(file: Path) -> dict[str, Any]:
     from fullrank.data.inspect import inspect
 
     guess = inspect(file)
-    rows = [
-        [c.name, c.type, c.empty, c.distinct, c.role, c.reason] for c in guess.columns
-    ]
+    rows = [[c.name, c.dtype, c.empty, c.distinct, c.role, c.reason] for c in guess.columns]
     table(str(file), ["column", "type", "empty", "distinct", "guess", "because"], rows)
     console.print(guess.source, markup=False)
-    return guess.to_dict()
+    return {
+        "file": str(file),
+        "rows": guess.rows,
+        "bad_rows": guess.bad_rows,
+        "columns": [asdict(c) for c in guess.columns],
+        "source": guess.source,
+    }
 
 
 def simulate_data(settings: tuple[str, ...], root: Path | None) -> dict[str, Any]:

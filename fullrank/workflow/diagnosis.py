@@ -1,4 +1,4 @@
-"""Diagnosing runs: when they end, and again from their artefacts."""
+"""Diagnosing runs: while they train, when they end, and again from what they left behind."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ from torch import nn
 
 from fullrank.data.prepare import Prepared
 from fullrank.diagnose.collapse import diagnose
-from fullrank.diagnose.records import Findings, RunContext
+from fullrank.diagnose.monitor import RankMonitor
+from fullrank.diagnose.records import Findings, RunContext, read_records
 from fullrank.diagnose.report import RunFindings, write_report
 from fullrank.diagnose.verdict import judge
-from fullrank.errors import RunFolderError
 from fullrank.serve.artifact import Artifact
 from fullrank.workflow.console import console
-from fullrank.workflow.data import DataOptions
 from fullrank.workflow.folder import RunFolder
+from fullrank.workflow.recipe import Recipe
+
+_TRAINING = "training.jsonl"  # records of the monitor, one set per epoch
+_SHOWN = ("auc", "gauc", "logloss", "ece")
+
+
+def training_monitor(recipe: Recipe, run: RunFolder) -> RankMonitor:
+    """Returns the monitor of a run; its records lie beside those of the final diagnosis."""
+    run.diagnostics.mkdir(exist_ok=True)
+    return RankMonitor(_context(recipe.to_dict(), run), path=run.diagnostics / _TRAINING)
 
 
 def diagnose_model(
@@ -29,15 +38,14 @@ def diagnose_model(
     Returns:
         The verdicts, as sentences.
     """
-    findings = _findings(run, data, model, result)
-    findings.save(run.diagnostics)
-    write_report(run.report, [_shown(run, findings, result)])
+    findings = _measured(run, data, model, result["epochs"])
+    write_report(
+        run.report, [_shown(run, findings, result)], title=run.path.name, subtitle=_line(result)
+    )
     return [str(verdict) for verdict in judge(findings)]
 
 
-def diagnose_command(
-    runs: Sequence[Path], out: Path | None, options: DataOptions
-) -> dict[str, Any]:
+def diagnose_command(runs: Sequence[Path], out: Path | None) -> dict[str, Any]:
     """Measures finished runs again and draws them side by side."""
     shown, verdicts = [], {}
     for folder in runs:
@@ -45,14 +53,69 @@ def diagnose_command(
         result = run.read_result()
         data = Prepared.open(Path(json.loads(run.recipe.read_text())["data"]))
         model = Artifact.load(run.artifact).build()
-        findings = _findings(run, data, model, result)
-        findings.save(run.diagnostics)
+        findings = _measured(run, data, model, result["epochs"])
         shown.append(_shown(run, findings, result))
         verdicts[str(folder)] = [str(v) for v in judge(findings)]
     report = out or RunFolder(runs[0]).report
-    write_report(report, shown)
-    for folder_name, sentences in verdicts.items():
+    write_report(report, shown, subtitle=_line(RunFolder(runs[0]).read_result()))
+    for name, sentences in verdicts.items():
         for sentence in sentences:
-            console.print(f"{folder_name}: {sentence}", markup=False)
+            console.print(f"{name}: {sentence}", markup=False)
     console.print(f"wrote {report}", markup=False)
     return {"report": str(report), "verdicts": verdicts}
+
+
+def joint_report(path: Path, runs: Sequence[Path], title: str) -> None:
+    """Draws finished and diagnosed runs side by side, from their records."""
+    shown = []
+    for folder in runs:
+        run = RunFolder(folder)
+        shown.append(_shown(run, _stored(run), run.read_result()))
+    write_report(path, shown, title=title, subtitle=_line(RunFolder(runs[0]).read_result()))
+
+
+def _measured(run: RunFolder, data: Prepared, model: nn.Module, epoch: int) -> Findings:
+    """Measures on validation rows and saves the records."""
+    context = _context(json.loads(run.recipe.read_text()), run, epoch)
+    findings = diagnose(
+        model,
+        data.splits["valid"].batches(),
+        context=context,
+        counts={table.name: data.counts(table.name) for table in data.schema.tables},
+    )
+    findings.save(run.diagnostics)
+    return _with_training(run, findings)
+
+
+def _stored(run: RunFolder) -> Findings:
+    return _with_training(run, Findings.load(run.diagnostics))
+
+
+def _with_training(run: RunFolder, findings: Findings) -> Findings:
+    path = run.diagnostics / _TRAINING
+    if not path.exists():
+        return findings
+    # A run that was killed and resumed measured some epochs twice: the last one counts.
+    newest = {(r.epoch, r.hook, r.metric): r for r in read_records(path)}
+    whole = Findings(list(newest.values()))
+    whole.extend(findings)
+    return whole
+
+
+def _context(recipe: dict[str, Any], run: RunFolder, epoch: int = 0) -> RunContext:
+    return RunContext(
+        run_id=run.path.name, variant=recipe["name"], seed=recipe["seed"], epoch=float(epoch)
+    )
+
+
+def _shown(run: RunFolder, findings: Findings, result: dict[str, Any]) -> RunFindings:
+    metrics = {name: result["test"].get(name) for name in _SHOWN}
+    step = 1e3 * result["train_seconds"] / max(result["steps"], 1)
+    sizes = {"parameters": result["parameters"], "step_ms": round(step, 1)}
+    return RunFindings(name=result["recipe"], findings=findings, metrics={**metrics, **sizes})
+
+
+def _line(result: dict[str, Any]) -> str:
+    rows = ", ".join(f"{name} {count:,}" for name, count in result["rows"].items())
+    notes = "".join(f"; {note}" for note in result["notes"])
+    return f"{result['dataset']}: {rows} rows. Diagnosed on validation rows{notes}"

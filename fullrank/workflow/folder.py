@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fullrank.data.prepare import write_guard
+from fullrank.disk import write_text
 from fullrank.errors import RunFolderError
 
 
@@ -112,10 +112,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         DiskFullError: the disk is full; an older file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with write_guard(temporary, path):
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-        os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def _take(lock: Path) -> None:
@@ -152,6 +149,8 @@ def _holder(lock: Path) -> int | None:
     try:
         holder = int(lock.read_text())
         os.kill(holder, 0)
+    except PermissionError:
+        return holder  # it lives, and is somebody else's
     except (OSError, ValueError):
         return None
     return holder

@@ -113,7 +113,7 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> Recipe:
             expected="def recipe() -> Recipe",
             fix="add the function",
         )
-    built = made()
+    built: Recipe = made()
     require(
         isinstance(built, Recipe),
         where=f"{name}: recipe()",

@@ -28,7 +28,7 @@ from fullrank.serve.artifact import Artifact, versions
 from fullrank.train.loop import train
 from fullrank.train.state import has_state, load_state
 from fullrank.workflow.data import DataOptions, open_data
-from fullrank.workflow.diagnosis import diagnose_model
+from fullrank.workflow.diagnosis import diagnose_model, training_monitor
 from fullrank.workflow.folder import RunFolder, write_json
 from fullrank.workflow.recipe import Recipe
 
@@ -86,7 +86,7 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
             recipe.train,
             folder=folder,
             validate=lambda m: validation(m, data),
-            monitor=None if options.diagnose else None,
+            monitor=training_monitor(recipe, run) if options.diagnose else None,
             state=load_state(run.state) if options.resume and has_state(run.state) else None,
             identity={
                 "model": recipe.model,
@@ -99,9 +99,14 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
         )
         if state.interrupted:
             return {"interrupted": True, "epoch": state.epoch, "batch": state.batch}
-        seconds = time.perf_counter() - began
-        result = finish(recipe, run, data, model, options.diagnose)
-        result |= {"epochs": state.epoch, "steps": state.step, "train_seconds": round(seconds, 2)}
+        cost = {
+            "epochs": state.epoch,
+            "steps": state.step,
+            "train_seconds": round(time.perf_counter() - began, 2),
+        }
+        result = measured(recipe, data, model, run) | cost
+        if options.diagnose:
+            result["verdicts"] = diagnose_model(run, data, model, result)
         write_json(run.result, result)
     return result
 
@@ -125,10 +130,8 @@ def with_plain_names(values: Mapping[str, float], labels: list[str]) -> dict[str
     return {**plain, **values}
 
 
-def finish(
-    recipe: Recipe, run: RunFolder, data: Prepared, model: nn.Module, diagnose: bool
-) -> dict[str, Any]:
-    """Measures a trained model on the test split, diagnoses it and writes the artefact."""
+def measured(recipe: Recipe, data: Prepared, model: nn.Module, run: RunFolder) -> dict[str, Any]:
+    """Measures a trained model on the test split and writes its artefact."""
     metrics, scores = measure(model, data.splits["test"].batches(_VALID_ROWS), data.schema)
     (run.path / "scores").mkdir(exist_ok=True)
     save_file(scores.logits, run.path / "scores" / "test.safetensors")
@@ -161,8 +164,6 @@ def finish(
         },
     )
     artifact.save(run.artifact)
-    if diagnose:
-        result["verdicts"] = diagnose_model(run, data, model, result)
     return result
 
 

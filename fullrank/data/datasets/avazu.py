@@ -17,6 +17,7 @@ from fullrank.data.split import Splits, by_time
 from fullrank.data.text import BadRows, Kind, read_delimited
 
 NAME = "avazu"
+FOLDERS = ("avazu", "ctr_samples")  # below the data root
 TITLE = "Avazu click-through rate prediction"
 LICENCE = "competition rules: research use; no redistribution"
 HOME = "https://www.kaggle.com/c/avazu-ctr-prediction"

@@ -19,6 +19,7 @@ from fullrank.data.split import Splits, at_random
 from fullrank.data.text import BadRows, Dialect, Kind, read_delimited
 
 NAME = "census_income"
+FOLDERS = (NAME,)  # below the data root
 TITLE = "Census-Income (KDD)"
 LICENCE = "UCI repository, CC BY 4.0"
 HOME = "https://archive.ics.uci.edu/dataset/117/census+income+kdd"

@@ -21,6 +21,7 @@ from fullrank.data.split import Splits
 from fullrank.data.text import BadRows, read_delimited
 
 NAME = "collm_ml1m"
+FOLDERS = (NAME,)  # below the data root
 TITLE = "MovieLens 1M, CoLLM cut with histories"
 LICENCE = "GroupLens: research use; no redistribution without permission; no commercial use"
 HOME = "https://github.com/zyang1580/CoLLM"

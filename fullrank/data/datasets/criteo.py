@@ -18,6 +18,7 @@ from fullrank.data.split import Splits
 from fullrank.data.text import BadRows, Dialect, Kind, read_delimited
 
 NAME = "criteo"
+FOLDERS = ("criteo", "ctr_samples")  # below the data root
 TITLE = "Criteo display advertising challenge"
 LICENCE = "Criteo's terms: research use, no commercial use"
 HOME = "https://www.kaggle.com/c/criteo-display-ad-challenge"

@@ -18,6 +18,7 @@ from fullrank.data.split import Splits
 from fullrank.data.text import BadRows, read_libfm
 
 NAME = "frappe"
+FOLDERS = (NAME,)  # below the data root
 TITLE = "Frappe mobile app usage (split Frappe_x1)"
 LICENCE = "research use with acknowledgement; no redistribution; no commercial use"
 HOME = "https://github.com/hexiangnan/neural_factorization_machine"

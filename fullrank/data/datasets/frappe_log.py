@@ -21,6 +21,7 @@ from fullrank.data.split import Splits, at_random
 from fullrank.data.text import BadRows, Dialect, Kind, read_delimited
 
 NAME = "frappe_log"
+FOLDERS = ("frappe",)  # below the data root
 TITLE = "Frappe mobile app usage (raw log, negatives drawn here)"
 LICENCE = "research use with acknowledgement; no redistribution; no commercial use"
 HOME = "https://www.baltrunas.info/context-aware"

@@ -19,6 +19,7 @@ from fullrank.data.text import BadRows, Dialect, read_delimited, read_libfm
 from fullrank.errors import DataFormatError
 
 NAME = "ipinyou_sample"
+FOLDERS = (NAME,)  # below the data root
 TITLE = "iPinYou (small sample)"
 LICENCE = "competition data, research use; the repository states no licence"
 HOME = "https://github.com/wnzhang/deep-ctr"

@@ -17,6 +17,7 @@ from fullrank.data.split import Splits
 from fullrank.data.text import BadRows, Dialect, Kind, read_delimited
 
 NAME = "ml_100k"
+FOLDERS = ("ml-100k",)  # below the data root
 TITLE = "MovieLens 100K"
 LICENCE = movielens.LICENCE
 HOME = "https://grouplens.org/datasets/movielens/100k/"

@@ -17,6 +17,7 @@ from fullrank.data.split import Splits
 from fullrank.data.text import BadRows, Dialect, Kind, read_delimited
 
 NAME = "ml_1m"
+FOLDERS = ("ml-1m",)  # below the data root
 TITLE = "MovieLens 1M"
 LICENCE = movielens.LICENCE
 HOME = "https://grouplens.org/datasets/movielens/1m/"

@@ -16,6 +16,7 @@ from fullrank.data.split import Splits
 from fullrank.data.text import BadRows
 
 NAME = "ml_20m"
+FOLDERS = ("ml-20m",)  # below the data root
 TITLE = "MovieLens 20M"
 LICENCE = movielens.LICENCE
 HOME = "https://grouplens.org/datasets/movielens/20m/"

@@ -16,6 +16,7 @@ from fullrank.data.split import Splits
 from fullrank.data.text import BadRows
 
 NAME = "ml_latest"
+FOLDERS = ("ml-latest", "ml-latest-small")  # below the data root
 TITLE = "MovieLens latest"
 LICENCE = movielens.LICENCE
 HOME = "https://grouplens.org/datasets/movielens/latest/"

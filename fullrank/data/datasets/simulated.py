@@ -32,6 +32,7 @@ from fullrank.data.world import HIDDEN_DIM, World
 from fullrank.errors import ConfigError
 
 NAME = "simulated"
+FOLDERS = (NAME,)  # below the data root
 TITLE = "Simulated ad log with a known best score"
 LICENCE = "none needed: made on this machine"
 HOME = "fullrank simulate"

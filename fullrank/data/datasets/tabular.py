@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,11 @@ class TabularDataset:
     HOME: str = ""
     NOTE: str = ""
     FILES: tuple[RemoteFile, ...] = ()
+
+    @property
+    def FOLDERS(self) -> tuple[str, ...]:  # noqa: N802  the name of a dataset module's constant
+        """The user's files; an absolute path stays what it is below any root."""
+        return tuple(str(p.resolve() if p.exists() else p) for p in self.paths.values())
 
     def load(self, root: Path, bad_rows: BadRows) -> Splits:
         """Reads and splits; relative paths are looked up in `root` where they are not found."""
@@ -122,9 +128,23 @@ def from_files(
 
 
 def read_files(
-    path: Path, spec: Spec, bad_rows: BadRows, dialect: Dialect | None = None
+    path: Path,
+    spec: Spec,
+    bad_rows: BadRows,
+    dialect: Dialect | None = None,
+    *,
+    labels: bool = True,
+    extra: bool = False,
 ) -> pl.LazyFrame:
     """Reads a file, or all files of a folder in the order of their names, by a spec.
+
+    Args:
+        path: file or folder.
+        spec: what the columns mean.
+        bad_rows: what happens to rows that cannot be read.
+        dialect: of text files; guessed for each file where None.
+        labels: whether the labels must be there; rows to be scored have none.
+        extra: whether columns that the spec does not know are let through.
 
     Raises:
         DataMissingError: nothing is there.
@@ -135,13 +155,13 @@ def read_files(
     if files[0].suffix in COLUMNAR:
         parts = [read_columnar(f, _kinds(spec, _columnar_names(f)), bad_rows) for f in files]
         for file, part in zip(files, parts, strict=True):
-            _require_known(list(part.collect_schema()), spec, file)
+            _require_known(list(part.collect_schema()), spec, file, labels, extra)
         return pl.concat(parts, how="vertical_relaxed")
     parts = []
     for file in files:
         how = dialect or _sniffed(file)
         names = column_names(file, how)
-        _require_known(names, spec, file)
+        _require_known(names, spec, file, labels, extra)
         rows = read_delimited(file, _kinds(spec, names), bad_rows, dialect=how)
         parts.append(rows.with_columns(_lists(spec, names)))
     return pl.concat(parts)
@@ -218,11 +238,17 @@ def _columnar_names(path: Path) -> list[str]:
             expected="a Parquet or Arrow file",
             fix="check the path, or get the file again",
         )
-    try:
+    with _refusing_broken(path):
         if _is_parquet(path):
             return list(pq.ParquetFile(path).schema_arrow.names)
         with pa.memory_map(str(path)) as source:
             return list(_arrow_reader(source, path).schema.names)
+
+
+@contextmanager
+def _refusing_broken(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise DataFormatError(
             "a columnar file is truncated or of another format",
@@ -248,14 +274,15 @@ def _scan_arrow(path: Path) -> pl.LazyFrame:
     with path.open("rb") as file:
         if file.read(6) == b"ARROW1":
             return pl.scan_ipc(path)
-    with pa.memory_map(str(path)) as source:  # the stream format cannot be read lazily
+    # The stream format cannot be read lazily.
+    with _refusing_broken(path), pa.memory_map(str(path)) as source:
         return pl.DataFrame(pa.ipc.open_stream(source).read_all()).lazy()
 
 
-def _require_known(names: list[str], spec: Spec, path: Path) -> None:
-    needed = [n for n, optional in spec.raw_columns().items() if not optional]
+def _require_known(names: list[str], spec: Spec, path: Path, labels: bool, extra: bool) -> None:
+    needed = [n for n, optional in spec.raw_columns(labels=labels).items() if not optional]
     absent = [n for n in needed if n not in names]
-    unknown = [n for n in names if n not in spec.accounted()]
+    unknown = [n for n in names if n not in spec.accounted() and not extra]
     if absent or unknown:
         raise SchemaError(
             "a file lacks a column" if absent else "a file has columns that the spec does not know",

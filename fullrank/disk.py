@@ -1,0 +1,82 @@
+"""Writing whole or not at all: to a temporary name, then renamed; a full disk is named as such."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fullrank.errors import DiskFullError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXT = ("No space left on device", "Disk quota exceeded")
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Gives a temporary path beside the target, and renames it to the target at the end.
+
+    What was at the target stays as it was unless everything succeeds.
+
+    Args:
+        target: a file, or a folder that does not exist yet.
+
+    Raises:
+        DiskFullError: there is no room; nothing half-written is left.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with written_whole(Path(folder) / "a.txt") as draft:
+        ...         _ = draft.write_text("whole")
+        ...     (Path(folder) / "a.txt").read_text()
+        'whole'
+    """
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+    _remove(draft)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        os.replace(draft, target)
+    except BaseException as cause:
+        _remove(draft)
+        raise_if_full(cause, target)
+        raise
+
+
+def write_text(target: Path, text: str) -> None:
+    """Writes a text file in one piece.
+
+    Raises:
+        DiskFullError: there is no room; an older file stays.
+    """
+    with written_whole(target) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def raise_if_full(cause: BaseException, target: Path) -> None:
+    """Raises a DiskFullError where an error means that the disk is full."""
+    # Polars, Arrow and safetensors wrap the operating system's error in their own.
+    text = str(cause)
+    if getattr(cause, "errno", None) not in _FULL and not any(t in text for t in _FULL_TEXT):
+        return
+    if isinstance(cause, DiskFullError):
+        return
+    home = next((p for p in target.parents if p.exists()), Path("/"))
+    raise DiskFullError(
+        "the disk is full",
+        where=str(target),
+        found=f"{shutil.disk_usage(home).free / 1e6:,.0f} MB free",
+        expected="room for what is written",
+        fix="free some space, or choose a folder on another disk; nothing half-written was kept",
+    ) from cause
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
