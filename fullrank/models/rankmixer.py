@@ -223,7 +223,7 @@ class RankMixer(nn.Module):
         fields_ = self.embed(self.embeddings.fields(batch))  # [B, F, embedding_dim]
         x = self.grouping(self.token_norm(fields_.flatten(1)).view_as(fields_))
         if self.config.pool == "cls":
-            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         out: Tensor = self.tokens(x)
         return out
 

@@ -68,7 +68,7 @@ class ChunkTokens(nn.Module):
     def forward(self, fields: Tensor) -> Tensor:
         """Returns [B, N, D] for [B, F, D_e]."""
         flat = F.pad(fields.flatten(1), (0, self.padding))
-        out: Tensor = self.projection(flat.view(len(flat), self.num_tokens, -1))  # [B, N, D]
+        out: Tensor = self.projection(flat.view(flat.shape[0], self.num_tokens, -1))  # [B, N, D]
         return out
 
 
@@ -142,7 +142,7 @@ class RandomTokens(nn.Module):
         ordered = fields[:, self.order]  # [B, F, D_e]
         parts = ordered[:, : self.in_larger], ordered[:, self.in_larger :]
         tokens = [
-            projection(part.reshape(len(part), count, -1))
+            projection(part.reshape(part.shape[0], count, -1))
             for projection, part, count in zip(self.projections, parts, self.counts, strict=True)
             if count
         ]
@@ -176,7 +176,7 @@ class AutoSplitTokens(nn.Module):
     def forward(self, fields: Tensor) -> Tensor:
         """Returns [B, N, D] for [B, F, D_e]."""
         out: Tensor = self.network(fields.flatten(1))  # [B, N * D]
-        return out.view(len(out), self.num_tokens, -1)
+        return out.view(out.shape[0], self.num_tokens, -1)
 
 
 def grouping(
