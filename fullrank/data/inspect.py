@@ -23,13 +23,15 @@ Role = Literal[
     "label", "time", "id", "category", "number", "tags", "history", "vector", "text", "constant"
 ]
 _SKETCH = 4096  # smallest hashes kept for the count of distinct values; error about 1.6 %
-_SEPARATORS = ("\t", "::", ",", ";", "|", "\x01", " ")
+_SEPARATORS = ("\t", "::", ", ", ",", ";", "|", "\x01", " ")
 _TAG_SEPARATORS = ("|", ";", "^", ",", " ")
 _LABEL = re.compile(
     r"^(is_?)?(label|click(ed)?|target|y|conversion|converted|purchase[ds]?|like[ds]?)$", re.I
 )
 _TIME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime|unix)(_|$)", re.I)
 _ID = re.compile(r"(^|_)(id|uid|iid|uuid|guid|user|item)$|Id$|^(user|item|ad|movie|app)$", re.I)
+_UNIX = (5e8, 5e9)  # seconds: 1985 to 2128
+_UNIX_REASON = "whole numbers in the range of unix seconds, 1985 to 2128"
 _USER = re.compile(r"user|uid|device|gender|^sex$|^age", re.I)
 _ITEM = re.compile(r"item|iid|movie|^ad_|^ad$|product|creative|app_id|^app$|video|song", re.I)
 
@@ -141,7 +143,7 @@ def inspect(path: Path, max_rows: int | None = None) -> Guess:
             break
     for column in columns.values():
         _guess(column)
-    _one_item(list(columns.values()))
+    _fallback_label(list(columns.values()))
     found = tuple(columns.values())
     return Guess(path, dialect, rows, counted.count, found, spec_source(found))
 
@@ -272,6 +274,8 @@ def _tag_separator(texts: pl.Series) -> str:
         if several.mean() < 0.2:  # type: ignore[operator]
             continue
         pieces = head.str.split(separator).explode()
+        if separator in " ," and head.n_unique() < 2 * pieces.n_unique():
+            continue  # words of a phrase, such as United States, not tags
         if pieces.n_unique() <= max(2, pieces.len() // 4) and pieces.str.len_chars().mean() <= 20:  # type: ignore[operator]
             return separator
     return ""
@@ -281,6 +285,8 @@ def _guess(column: Column) -> None:
     """Sets role and reason."""
     c = column
     filled = c.rows - c.empty
+    low, high = c.low or 0.0, c.high or 0.0
+    not_an_id = bool(_TIME.search(c.name)) or not _ID.search(c.name)
     if c.widths != (0, 0) or c.dtype.startswith(("List", "Array")):
         if c.widths[0] == c.widths[1] and c.numeric and not c.whole:
             c.role, c.reason = "vector", f"lists of always {c.widths[1]} fractions"
@@ -290,25 +296,30 @@ def _guess(column: Column) -> None:
         c.role, c.reason = "constant", "one value in all rows"
     elif c.numeric and c.distinct == 2 and (c.low, c.high) == (0, 1) and _LABEL.search(c.name):
         c.role, c.reason = "label", "0 and 1, and the name of a label"
-    elif c.numeric and c.whole and c.low is not None and c.low >= 5e8 and c.high < 5e9:  # type: ignore[operator]
-        c.role, c.reason = "time", "whole numbers in the range of unix seconds, 1985 to 2128"
-    elif _TIME.search(c.name) and (not c.numeric or (c.low is not None and c.low > 5e11)):
+    elif c.numeric and c.whole and _UNIX[0] <= low < high < _UNIX[1] and not_an_id:
+        c.role, c.reason = "time", _UNIX_REASON
+    elif _TIME.search(c.name) and (not c.numeric or low >= _UNIX[1]):
         c.role, c.reason = "time", "the name of a time; turn it into unix seconds"
-    elif c.separator and not c.numeric:
-        c.role, c.reason = "tags", f"short pieces between {c.separator!r} that repeat"
     elif _ID.search(c.name) and (c.whole or not c.numeric):
         c.role, c.reason = "id", "the name of an identifier"
+    elif (
+        not c.numeric
+        and c.separator in ("", " ", ",")
+        and c.distinct > 0.9 * filled
+        and max(map(len, c.examples)) > 30
+    ):
+        c.role, c.reason = "text", "long and almost all different"
+    elif c.separator and not c.numeric:
+        c.role, c.reason = "tags", f"short pieces between {c.separator!r} that repeat"
     elif c.numeric and not c.whole:
         c.role, c.reason = "number", "fractions"
     elif c.numeric and c.distinct > 30:
         c.role, c.reason = "number", f"{c.distinct:,} whole numbers; a Category if they are codes"
-    elif not c.numeric and c.distinct > 0.9 * filled and max(map(len, c.examples)) > 30:
-        c.role, c.reason = "text", "long and almost all different"
     else:
         c.role, c.reason = "category", f"{c.distinct:,} values"
 
 
-def _one_item(columns: list[Column]) -> None:
+def _fallback_label(columns: list[Column]) -> None:
     """Without a named label, takes the last column of 0 and 1 for one."""
     binary = [c for c in columns if c.numeric and c.distinct == 2 and (c.low, c.high) == (0, 1)]
     if binary and not any(c.role == "label" for c in columns):
@@ -317,35 +328,35 @@ def _one_item(columns: list[Column]) -> None:
 
 def spec_source(columns: tuple[Column, ...]) -> str:
     """Returns Python text that makes the guessed Spec."""
+    time = next((c.name for c in columns if c.reason == _UNIX_REASON), "")
+    item = next((c.name for c in columns if c.role == "id" and _ITEM.search(c.name)), "")
+    user = next((c.name for c in columns if c.role == "id" and _USER.search(c.name)), "")
     lines, used = [], {"Spec"}
     ignored = []
     for c in columns:
-        call = _call(c)
+        call = _call(c, item)
         if call is None:
-            ignored.append((c.name, c.reason))
+            if c.name != time:
+                ignored.append((c.name, c.reason))
             continue
         used |= set(re.findall(r"\b(Category|Number|Tags|Vector|History|Event|Target)\(", call))
         lines.append(f"        {call},  # {c.reason}")
-    first = {r: next((c.name for c in columns if c.role == r), "") for r in ("time",)}
-    item = next((c.name for c in columns if c.role == "id" and _ITEM.search(c.name)), "")
-    user = next((c.name for c in columns if c.role == "id" and _USER.search(c.name)), "")
     text = [f"from fullrank.data.spec import {', '.join(sorted(used))}", "", "SPEC = Spec("]
     text += ["    columns=(", *lines, "    ),"]
-    text += [f"    {k}={v!r}," for k, v in (("item", item), ("group", user)) if v]
-    text += [f"    time={first['time']!r},"] if first["time"] else []
+    named = {"item": item, "group": user, "time": time}
+    text += [f"    {key}={value!r}," for key, value in named.items() if value]
     if ignored:
         text += ["    ignore=(", *(f"        ({n!r}, {r!r})," for n, r in ignored), "    ),"]
     return "\n".join([*text, ")", ""])
 
 
-def _call(c: Column) -> str | None:
+def _call(c: Column, item: str) -> str | None:
     side = "item" if _ITEM.search(c.name) else "user" if _USER.search(c.name) else "context"
     where = "" if side == "context" else f", side={side!r}"
-    empty = ""
     if c.role == "label":
         return f"Target(name={c.name!r})"
     if c.role in ("id", "category"):
-        return f"Category(name={c.name!r}{where}{empty})"
+        return f"Category(name={c.name!r}{where})"
     if c.role == "number":
         skewed = c.low is not None and c.high is not None and c.low >= 0 and c.high > 1_000
         return f"Number(name={c.name!r}{where}{', transform=' + repr('log') if skewed else ''})"
@@ -355,7 +366,7 @@ def _call(c: Column) -> str | None:
         return f"Vector(name={c.name!r}, shape=({c.widths[1]},){where})"
     if c.role == "history":
         name = f"{c.name}_events"
-        event = f"Event(name={c.name!r}, column={c.name!r}, table={c.name!r})"
+        event = f"Event(name={c.name!r}, column={c.name!r}, table={item or c.name!r})"
         return (
             f"History(name={name!r}, events=({event},), max_length={min(50, max(1, c.widths[1]))})"
         )
