@@ -1,6 +1,6 @@
 """Splits of a log into training, validation and test: by time, by group, or at random.
 
-The rows stay lazy; what is collected is one number per distinct time, or one count per split.
+The rows stay lazy; what is collected is one column of times, or one count per split.
 Splits do not depend on the library version, the number of threads or the order of hashing.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,7 @@ from fullrank.config import require
 from fullrank.errors import DataFormatError, SplitError
 
 Splits = dict[str, pl.LazyFrame]
+_SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 PARTS: Mapping[str, float] = {"train": 0.8, "valid": 0.1, "test": 0.1}
 
 
@@ -229,18 +230,17 @@ def _number_between(column: str, bounds: list[Any]) -> pl.Expr:
 
 def _boundaries(rows: pl.LazyFrame, column: str, fractions: list[float]) -> list[Any]:
     """Returns the first time of every split but the first, nearest to the asked shares."""
-    counts = (
-        rows.group_by(pl.col(column).alias("time"))
-        .agg(pl.len().alias("rows"))
-        .sort("time")
-        .collect(engine="streaming")
-    )
-    if len(counts) == 0:
+    times = rows.select(column).collect(engine="streaming").to_series().sort()
+    if len(times) == 0:
         raise _empty("every split", f"column '{column}'", "a log without rows")
-    before = counts["rows"].cum_sum().to_numpy() - counts["rows"].to_numpy()  # rows older than each
-    total = int(counts["rows"].sum())
-    wanted = np.cumsum(fractions)[:-1] * total
-    return [counts["time"][int(np.argmin(np.abs(before - w)))] for w in wanted]
+    bounds = []
+    for share in np.cumsum(fractions)[:-1]:
+        wanted = float(share) * len(times)  # rows that should be older than the boundary
+        time = times[min(int(wanted), len(times) - 1)]
+        older, next_ = (int(times.search_sorted(time, s)) for s in _SIDES)
+        after = next_ < len(times) and next_ - wanted < wanted - older
+        bounds.append(times[next_] if after else time)
+    return bounds
 
 
 def _span(part: pl.LazyFrame, column: str) -> tuple[Any, Any]:
