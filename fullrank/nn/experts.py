@@ -30,6 +30,9 @@ class SparseExperts(nn.Module):
     The L1 weight follows the share of active experts: times 1.2 after a training step above the
     budget, divided by 1.2 after one below it, never beyond [1e-12, 0.1]. It is state, a buffer, so
     a resumed run continues with the same bits.
+    trap: a gate that is closed for every row has no gradient and stays closed. The L1 weight acts
+    with a delay, and Adam makes a large step out of a small gradient: a learning rate of 0.03 and
+    more on the routers overshoots the budget and kills experts for good (measured).
 
     Routers start near a constant gate of 1/E, so that all experts take part at first.
 

@@ -140,8 +140,9 @@ def _split_pays(x: Tensor, hidden: int) -> bool:
 class _TokenByToken(torch.autograd.Function):
     """The per-token FFN, written so that a token's hidden layer is used while it is in the cache.
 
-    Kept for the gradient: the input and the hidden layer before its activation. The activation is
-    computed again, which costs less than writing it out and reading it back.
+    Takes as many tokens at a time as there are threads, so that each thread has a product of its
+    own. Kept for the gradient: the input and the hidden layer before its activation. The
+    activation is computed again, which costs less than writing it out and reading it back.
     """
 
     @staticmethod
@@ -150,14 +151,15 @@ class _TokenByToken(torch.autograd.Function):
     ) -> Tensor:
         (rows, tokens, _), hidden = x.shape, b1.shape[1]
         out = torch.empty_like(x, memory_format=torch.contiguous_format)  # [B, N, D]
-        # One tensor per token: blocks of this size are reused by the allocator, where one of
+        inputs, outputs = x.transpose(0, 1), out.transpose(0, 1)  # [N, B, D], strided
+        parts = _parts(tokens)
+        # One tensor per part: blocks of this size are reused by the allocator, where one of
         # [N, B, H] is returned to the system and paid for again in page faults at every step.
-        before = [x.new_empty(rows, hidden) for _ in range(tokens)]
-        act = x.new_empty(rows, hidden)
-        for t in range(tokens):
-            torch.addmm(b1[t], x[:, t], w1[t], out=before[t])  # [B, H]
-            _activate_into(act, before[t], activation)
-            torch.addmm(b2[t], act, w2[t], out=out[:, t])  # [B, D]
+        before = [x.new_empty(part.stop - part.start, rows, hidden) for part in parts]
+        for part, pre in zip(parts, before, strict=True):  # pre and act: [P, B, H]
+            torch.baddbmm(b1[part].unsqueeze(1), inputs[part], w1[part], out=pre)
+            act = activate(pre, activation)
+            torch.baddbmm(b2[part].unsqueeze(1), act, w2[part], out=outputs[part])
         ctx.save_for_backward(x, w1, w2, *before)
         ctx.activation = activation
         return out
@@ -166,27 +168,26 @@ class _TokenByToken(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w1, w2, *before = ctx.saved_tensors
-        (rows, tokens, _), hidden = x.shape, w1.shape[2]
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)  # [B, N, D]
         grad_w1, grad_w2 = torch.empty_like(w1), torch.empty_like(w2)
-        grad_b1 = w1.new_empty(tokens, hidden)
-        act, grad_act = x.new_empty(rows, hidden), x.new_empty(rows, hidden)
-        for t in range(tokens):
-            _activate_into(act, before[t], ctx.activation)
-            torch.mm(act.T, grad[:, t], out=grad_w2[t])  # [H, D]
-            torch.mm(grad[:, t], w2[t].T, out=grad_act)  # [B, H]
-            _activation_gradient(grad_act, before[t], ctx.activation)
-            torch.sum(grad_act, 0, out=grad_b1[t])  # [H]
-            torch.mm(x[:, t].T, grad_act, out=grad_w1[t])  # [D, H]
-            torch.mm(grad_act, w1[t].T, out=grad_x[:, t])  # [B, D]
+        grad_b1 = w1.new_empty(w1.shape[0], w1.shape[2])
+        inputs, grads_x, grads = (y.transpose(0, 1) for y in (x, grad_x, grad))  # [N, B, D]
+        start = 0
+        for pre in before:  # [P, B, H]
+            part = slice(start, start + pre.shape[0])
+            start = part.stop
+            torch.bmm(activate(pre, ctx.activation).mT, grads[part], out=grad_w2[part])
+            grad_act = torch.bmm(grads[part], w2[part].mT)  # [P, B, H]
+            _activation_gradient(grad_act, pre, ctx.activation)
+            torch.sum(grad_act, 1, out=grad_b1[part])  # [P, H]
+            torch.bmm(inputs[part].mT, grad_act, out=grad_w1[part])  # [P, D, H]
+            torch.bmm(grad_act, w1[part].mT, out=grads_x[part])  # [P, B, D]
         return grad_x, grad_w1, grad_b1, grad_w2, grad.sum(0), None
 
 
-def _activate_into(out: Tensor, before: Tensor, activation: Activation) -> None:
-    if activation == "relu":
-        torch.clamp_min(before, 0.0, out=out)
-    else:
-        torch.ops.aten.gelu.out(before, out=out)
+def _parts(tokens: int) -> list[slice]:
+    size = max(1, min(tokens, torch.get_num_threads()))
+    return [slice(i, min(i + size, tokens)) for i in range(0, tokens, size)]
 
 
 def _activation_gradient(grad: Tensor, before: Tensor, activation: Activation) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,12 +17,7 @@ from fullrank.nn.mixing import (
     mix_tokens,
     mixing,
 )
-
-_SPEC = importlib.util.spec_from_file_location(
-    "mixing_twin", Path(__file__).parents[1] / "reference" / "mixing_twin.py"
-)
-twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(twin)
+from tests.reference import mixing_twin as twin
 
 
 def matrix_of(module, tokens, dim):

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from fullrank.nn import token_ffn
 from fullrank.nn.token_ffn import PerTokenFFN, per_token_ffn, shared_ffn, xavier_slices
-
-_SPEC = importlib.util.spec_from_file_location(
-    "mixing_twin", Path(__file__).parents[1] / "reference" / "mixing_twin.py"
-)
-twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(twin)
+from tests.reference import mixing_twin as twin
 
 B, T, D, H = 5, 3, 4, 6
 
@@ -27,10 +19,12 @@ def weights(seed=0):
     return [torch.randn(*s, generator=draw, dtype=torch.float64) for s in shapes]
 
 
-@pytest.fixture(params=["batched", "token by token"])
+@pytest.fixture(params=["batched", "one by one", "two by two"])
 def path(request, monkeypatch):
-    """Runs a test with each of the two ways to compute."""
+    """Runs a test with each way to compute; two threads leave a last part of one token."""
     monkeypatch.setattr(token_ffn, "_SPLIT_FROM", 0 if "by" in request.param else 10**12)
+    threads = 2 if request.param == "two by two" else 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     return request.param
 
 
