@@ -28,7 +28,7 @@ class Projection:
         seed: of the map; the same for everything that is compared.
     """
 
-    def __init__(self, d: int, k: int = PROJECTED, seed: int = 0) -> None:
+    def __init__(self, d: int, k: int, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         gauss = torch.randn(d, k, generator=generator, dtype=torch.float64)
         self.basis = torch.linalg.qr(gauss).Q  # [d, k], orthonormal columns
@@ -49,7 +49,7 @@ class Spectrum:
 
     def __init__(self, d: int, *, tail: bool) -> None:
         self.d = d
-        self.project = Projection(d) if d > WIDEST else None
+        self.project = Projection(d, PROJECTED) if d > WIDEST else None
         self.approx = "" if self.project is None else "projected"
         width = d if self.project is None else PROJECTED
         self.rows: StreamingQR | Moments

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fullrank.diagnose import recorder
 from fullrank.diagnose.accumulate import (
+    CrossMoments,
     Gram,
+    JointCounts,
     Moments,
-    Projection,
-    Spectrum,
     StreamingQR,
     TokenSpectra,
 )
-from fullrank.diagnose.pairs import CrossMoments, JointCounts
+from fullrank.diagnose.recorder import Projection, Spectrum
 from fullrank.errors import EmptyInputError
 from fullrank.ops import spectrum
 
@@ -158,21 +159,23 @@ def test_joint_counts_equal_a_loop() -> None:
 
 
 def test_projection_is_orthonormal_fixed_and_keeps_effective_rank() -> None:
-    basis = Projection(300, 64).basis
+    basis = Projection(300, 64, 0).basis
     assert torch.allclose(basis.T @ basis, torch.eye(64, dtype=torch.float64), atol=1e-12)
-    assert torch.equal(basis, Projection(300, 64).basis)
+    assert torch.equal(basis, Projection(300, 64, 0).basis)
     x = gauss(200, 5) @ gauss(5, 300, 1)
-    before, after = (float(spectrum.effective_rank(v)) for v in (x, Projection(300, 64)(x)))
+    before, after = (float(spectrum.effective_rank(v)) for v in (x, Projection(300, 64, 0)(x)))
     assert after == pytest.approx(before, rel=0.1)
 
 
-def test_default_choice_follows_width_and_tail() -> None:
+def test_default_choice_follows_width_and_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "WIDEST", 40)
+    monkeypatch.setattr(recorder, "PROJECTED", 20)
     assert Spectrum(16, tail=True).rows.name == "A3"
     assert Spectrum(16, tail=False).rows.name == "A2"
-    wide = Spectrum(4100, tail=True)
+    wide = Spectrum(41, tail=True)
     assert (wide.approx, wide.rows.name) == ("projected", "A2")
-    wide.update(gauss(4, 4100))
-    assert wide.singular_values(center=False).shape == (2048,)
+    wide.update(gauss(4, 41))
+    assert wide.singular_values(center=False).shape == (20,)
 
 
 @pytest.mark.parametrize("make", [lambda: Gram(2), lambda: Moments(2), lambda: StreamingQR(2)])

@@ -1,0 +1,229 @@
+"""One diagnostic pass: every matrix kind against a direct computation, and what it leaves alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fullrank.diagnose.collapse import Options, diagnose, field_ranks
+from fullrank.diagnose.probe import take_subset
+from fullrank.diagnose.records import Findings, Record, RunContext
+from fullrank.errors import ConfigError, EmptyInputError
+from fullrank.ops import spectrum
+from tests.diagnose.tiny_ranker import SCHEMA, SIZES, Tiny, make_batch
+
+ROWS = 300
+QUICK = Options(rows=ROWS, chunk=128, information=False)
+
+
+def slow(x: Tensor, metric: str, *, center: bool) -> float:
+    return float(spectrum.SCALARS[metric](spectrum.singular_values(x, center=center)))
+
+
+@pytest.fixture
+def found(tiny: Tiny, context: RunContext) -> Findings:
+    return diagnose(tiny, [make_batch(400)], context=context, counts=counts(), options=QUICK)
+
+
+def counts() -> dict[str, Tensor]:
+    ids = make_batch(400).categorical.block.long()
+    out = {f"t{i}": torch.bincount(ids[:, i], minlength=s) for i, s in enumerate(SIZES)}
+    out["t0"][20:] = 0  # pretend that training never saw half of the first table
+    return out
+
+
+def activations(tiny: Tiny) -> dict[str, Tensor]:
+    batch = take_subset([make_batch(400)], ROWS).batch
+    tiny.eval()
+    with torch.no_grad():
+        e = tiny.embeddings.fields(batch)
+        tokens = torch.relu(tiny.mix(e))
+        past, valid = tiny.embeddings.sequence(batch, "past", "item")
+        h = torch.cat([tiny.norm(tokens.flatten(1)), past.sum(1)], 1)
+    return {"embed": e, "tokens": tokens, "past": past, "valid": valid, "head_in": h}
+
+
+def only(found: Findings, kind: str, metric: str, **wanted: object) -> Record:
+    records = found.find(matrix_kind=kind, metric=metric, **wanted)
+    assert len(records) == 1, (kind, metric, len(records))
+    return records[0]
+
+
+def test_m1_tables_are_measured_with_three_row_filters(tiny: Tiny, found: Findings) -> None:
+    count = counts()["t0"].double()
+    weight = tiny.embeddings.weight("t0").detach().double()
+    matrices = {
+        "all": weight[1:],
+        "seen": weight[1:][count[1:] > 0],
+        "freq": torch.cat([weight[i : i + 1].repeat(int(count[i]), 1) for i in range(1, 40)]),
+    }
+    for name, x in matrices.items():
+        for metric in ("ia", "erank", "stable_rank"):
+            record = only(found, "table:t0", metric, centred=False, row_filter=name)
+            assert record.value == pytest.approx(slow(x, metric, center=False), rel=1e-6)
+            assert (record.n, record.d, record.accumulator) == (len(x), 4, "A3")
+    assert only(found, "table:t2", "ia", row_filter="all", centred=True).bound == 1.0
+
+
+def test_without_counts_only_all_rows_are_measured(tiny: Tiny, context: RunContext) -> None:
+    found = diagnose(tiny, [make_batch(50)], context=context, options=QUICK)
+    filters = {r.row_filter for r in found.records if r.matrix_kind.startswith("table:")}
+    assert filters == {"all"}
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_m2_m5_m7_columns_over_the_batch(tiny: Tiny, found: Findings, center: bool) -> None:
+    seen = activations(tiny)
+    wanted = [("batch_field:f1", seen["embed"][:, 1]), ("batch_field:x", seen["embed"][:, 3])]
+    wanted += [(f"token_batch:tokens:{t}", seen["tokens"][:, t]) for t in range(4)]
+    wanted += [("expert_out:2", seen["tokens"][:, 2])]
+    for kind, x in wanted:
+        record = only(found, kind, "erank", centred=center)
+        assert record.value == pytest.approx(slow(x, "erank", center=center), rel=1e-5)
+        assert (record.n, record.d) == tuple(x.shape)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_m3_m8_flat_matrices(tiny: Tiny, found: Findings, center: bool) -> None:
+    seen = activations(tiny)
+    for kind, x in [("batch_flat:embed", seen["embed"].flatten(1)), ("head_in", seen["head_in"])]:
+        for metric in spectrum.SCALARS:
+            record = only(found, kind, metric, centred=center)
+            assert record.value == pytest.approx(slow(x, metric, center=center), rel=1e-5, abs=1e-9)
+
+
+def test_m3_covariance_spectrum_is_twice_the_stored_log_ratio(tiny: Tiny, found: Findings) -> None:
+    x = activations(tiny)["embed"].flatten(1).double()
+    values = torch.linalg.svdvals(torch.cov(x.T, correction=0))
+    stored = found.array(matrix_kind="batch_flat:embed", metric="log_spectrum", centred=True)
+    assert stored is not None
+    real = values / values[0] > 1e-9
+    assert torch.allclose(2 * stored[real].double(), (values / values[0])[real].log(), atol=1e-3)
+
+
+def test_m4_is_the_mean_of_a_loop_over_samples(tiny: Tiny, found: Findings) -> None:
+    for hook, x in activations(tiny).items():
+        if hook in ("embed", "tokens"):
+            loop = [slow(sample, "erank", center=False) for sample in x]
+            record = only(found, f"sample_tokens:{hook}", "erank")
+            assert record.value == pytest.approx(sum(loop) / ROWS, rel=1e-5)
+            assert (record.n, record.d, record.bound) == (4, x.shape[2], 4.0)
+            histogram = found.arrays[record.array]
+            assert int(histogram.sum()) == ROWS
+
+
+def test_m6_pools_valid_positions_and_drops_padding(tiny: Tiny, found: Findings) -> None:
+    seen = activations(tiny)
+    assert 0 < int(seen["valid"].sum()) < seen["valid"].numel()
+    record = only(found, "seq_tokens:seq", "erank", centred=True)
+    x = seen["past"][seen["valid"]]
+    assert (record.n, record.row_filter) == (len(x), "valid")
+    assert record.value == pytest.approx(slow(x, "erank", center=True), rel=1e-5)
+    padded = slow(seen["past"].flatten(0, 1), "erank", center=True)
+    assert record.value != pytest.approx(padded, rel=1e-4)  # the control: padding would show
+
+
+def test_m9_is_the_table_after_its_projection(tiny: Tiny, found: Findings) -> None:
+    x = tiny.embeddings.weight("t0").detach()[1:] @ tiny.pairs[0, 1].detach()
+    record = only(found, "sub_emb:f0->f1", "ia")
+    assert record.value == pytest.approx(slow(x, "ia", center=False), rel=1e-5)
+    kinds = {r.matrix_kind for r in found.records if r.matrix_kind.startswith("sub_emb")}
+    assert kinds == {f"sub_emb:f{i}->f{j}" for i in range(3) for j in range(3) if i != j}
+
+
+def test_attainable_rank_follows_the_values_of_a_field(found: Findings) -> None:
+    """Three values span three directions, two once centred; a number spans two and one."""
+    ranks = field_ranks(SCHEMA, make_batch(400))
+    assert (ranks["f2"], ranks["x"]) == ((3.0, 2.0), (2.0, 1.0))
+    for name in ("f0", "f1", "f2", "x"):
+        for center in (False, True):
+            record = only(found, f"batch_field:{name}", "erank", centred=center)
+            assert record.value is not None
+            assert record.value <= record.bound + 1e-4
+    flat = only(found, "batch_flat:embed", "erank", centred=True)
+    assert flat.bound == 4 + 4 + 2 + 1
+
+
+def test_l2_rows_have_length_one(tiny: Tiny, context: RunContext) -> None:
+    both = diagnose(
+        tiny, [make_batch(400)], context=context, options=replace(QUICK, row_norms=("none", "l2"))
+    )
+    x = activations(tiny)["head_in"]
+    unit = x / x.norm(dim=1, keepdim=True)
+    record = only(both, "head_in", "erank", centred=False, row_norm="l2")
+    assert record.value == pytest.approx(slow(unit, "erank", center=False), rel=1e-5)
+
+
+def test_records_carry_the_run_and_the_subset(found: Findings, context: RunContext) -> None:
+    assert {(r.run_id, r.variant, r.seed, r.epoch, r.split) for r in found.records} == {
+        (context.run_id, context.variant, 3, 1.0, "valid")
+    }
+    assert {len(r.subset_hash) for r in found.records} == {16}
+    keys = [r.key() for r in found.records]
+    assert len(keys) == len(set(keys))
+
+
+def test_scores_and_information_are_recorded(tiny: Tiny, context: RunContext) -> None:
+    options = replace(QUICK, information=True, rows=400)
+    found = diagnose(tiny, [make_batch(400)], context=context, options=options)
+    for metric in ("auc", "logloss", "score_std", "top_score_share", "positive_rate"):
+        assert found.value(matrix_kind="score:click", metric=metric) is not None
+    for metric in ("mi_corrected", "mi_shuffled", "probe_auc", "separation"):
+        assert found.value(hook="head_in", metric=metric) is not None
+    table = found.array(metric="mi_corrected_map")
+    assert table is not None
+    assert table.shape == (4, 4)
+    assert found.value(metric="cec") is not None
+
+
+def test_the_same_findings_however_the_rows_arrive(tiny: Tiny, context: RunContext) -> None:
+    whole = make_batch(400)
+    cut = [whole.rows(torch.arange(i, i + 80)) for i in range(0, 400, 80)]
+    first = diagnose(tiny, [whole], context=context, options=QUICK)
+    second = diagnose(tiny, cut, context=context, options=replace(QUICK, chunk=77))
+    for a, b in zip(first.records, second.records, strict=True):
+        assert (a.key(), a.subset_hash) == (b.key(), b.subset_hash)
+        if a.value is not None and not a.metric.startswith("dead"):
+            assert a.value == pytest.approx(b.value, rel=1e-4, abs=1e-6), a.key()
+
+
+def test_a_model_without_tables_and_taps_is_measured_by_its_scores(context: RunContext) -> None:
+    class Constant(nn.Module):
+        def score(self, batch: object) -> dict[str, Tensor]:
+            return {"click": torch.zeros(len(batch))}  # type: ignore[arg-type]
+
+    found = diagnose(Constant(), [make_batch(30)], context=context)
+    assert found.value(metric="auc") == 0.5
+    assert found.value(metric="logloss") == pytest.approx(math.log(2))
+
+
+def test_no_rows_and_impossible_options_are_errors(tiny: Tiny, context: RunContext) -> None:
+    with pytest.raises(EmptyInputError):
+        diagnose(tiny, [], context=context)
+    with pytest.raises(ConfigError):
+        Options(rows=0)
+    with pytest.raises(ConfigError):
+        Options(row_norms=())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_acceptance_8_a_partner_with_few_values_collapses_the_other_table(seed: int) -> None:
+    """Two fields, an inner product, a random target: gradients lie in the span of the partner."""
+    found = []
+    for partner in (2, 8, 64):
+        g = torch.Generator().manual_seed(seed)
+        target = torch.randn(512, 16, generator=g) @ torch.randn(16, partner, generator=g)
+        a = (0.01 * torch.randn(512, 16, generator=g)).requires_grad_()
+        b = (0.01 * torch.randn(partner, 16, generator=g)).requires_grad_()
+        optimizer = torch.optim.Adam([a, b], 0.05)
+        for _ in range(300):
+            loss = (a @ b.T - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found.append(slow(a.detach(), "ia", center=False))
+    assert found[0] < 4 < found[1] < 11 < found[2]
