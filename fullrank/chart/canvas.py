@@ -264,7 +264,12 @@ class Plot(Canvas):
 
     def _label(self, x: float, y: float, words: str) -> None:
         width = 6.2 * len(words)
-        for left, base in ((x + 7, y + 4), (x - 7 - width, y + 4), (x - width / 2, y - 8)):
+        for left, base in (
+            (x + 7, y + 4),
+            (x - 7 - width, y + 4),
+            (x - width / 2, y - 8),
+            (x - width / 2, y + 18),
+        ):
             box = (left, base - 10, left + width, base + 2)
             inside = box[0] > LEFT and box[2] < WIDTH - RIGHT and box[1] > self.top
             if words and inside and not any(_touch(box, other) for other in self.taken):

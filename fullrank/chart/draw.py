@@ -223,7 +223,9 @@ def heat_map(
     left = 40 + 6.2 * max(len(short(n)) for n in rows)
     side = min(30.0, (WIDTH - left - 100) / len(columns))
     head = 52 + 4.4 * max(len(short(n)) for n in columns)
-    canvas = Canvas(title, int(head + side * len(rows) + 34))
+    signed = any(v < 0 for v in flat)
+    key = 14 * (9 if signed else 6)
+    canvas = Canvas(title, int(head + max(side * len(rows) + 34, key + 8)))
     every = max(1, math.ceil(11 / side))  # names that would touch are left out
     for j, name in enumerate(columns):
         if j % every == 0:
@@ -242,7 +244,7 @@ def heat_map(
     if y:
         middle = head + side * len(rows) / 2
         canvas.text(14, middle, y, "m s", f"rotate(-90 14 {middle:.1f})")
-    _key(canvas, left + side * len(columns) + 18, head, top, any(v < 0 for v in flat))
+    _key(canvas, left + side * len(columns) + 18, head, top, signed)
     return canvas.render()
 
 
