@@ -75,7 +75,7 @@ def svg(comparison: Comparison) -> str:
     ]
     if rows:
         first = comparison.differences[0]
-        axis = f"gain in {comparison.metric} over {first.baseline}; right of the line is better"
+        axis = f"gain in {comparison.metric} over {first.baseline}; claimed: right of the line"
         return interval_chart(rows, title=_caption(comparison), x=axis, reference=first.margin)
     for recipe in comparison.runs:
         value = comparison.value(recipe, comparison.metric)

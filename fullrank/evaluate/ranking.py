@@ -298,12 +298,10 @@ def ordered_keys(score: Tensor) -> Tensor:
     """Maps scores to integers with the same order: the bits of float32, signs straightened.
 
     Args:
-        score: [n] finite; values beyond float32 are set to its largest.
+        score: [n] finite; values beyond float32 tie with infinity.
 
     Returns:
         [n] int64 between -2**31 and 2**31; equal where the float32 scores are equal.
     """
-    largest = torch.finfo(torch.float32).max
-    single = score.clamp(-largest, largest).float() + 0.0  # + 0.0 turns -0.0 into 0.0
-    bits = single.view(torch.int32).long()
-    return torch.where(bits >= 0, bits, -(bits & 0x7FFF_FFFF))
+    bits = score.float().view(torch.int32).long()
+    return torch.where(bits >= 0, bits, -(bits & 0x7FFF_FFFF))  # -0.0 becomes 0, as 0.0 does

@@ -19,7 +19,7 @@ from fullrank.evaluate.calibration import (
 )
 from fullrank.evaluate.grouped import GAUC
 from fullrank.evaluate.metric import Metric, Rows
-from fullrank.evaluate.ranking import ExactAUC, LogLoss, NormalizedEntropy
+from fullrank.evaluate.ranking import AUC, ExactAUC, LogLoss, NormalizedEntropy
 from fullrank.evaluate.spread import ScoreSpread
 from fullrank.model import Ranker
 
@@ -70,24 +70,27 @@ class Scores:
         )
 
 
-def default_metrics(labels: Iterable[str], *, grouped: bool = False) -> dict[str, Metric]:
+def default_metrics(
+    labels: Iterable[str], *, grouped: bool = False, exact: bool = True
+) -> dict[str, Metric]:
     """Returns fresh metrics for every label: AUC, log-loss, NE, calibration and spread.
-
-    The AUC is exact and keeps every score; for endless streams pass `ranking.AUC` instead.
 
     Args:
         labels: which labels the model scores.
-        grouped: whether `Batch.group` means something; adds GAUC.
+        grouped: whether `Batch.group` means something; adds GAUC, which keeps every row.
+        exact: True keeps every score, for the exact AUC and buckets of equal mass; False is for
+            streams too long for that: AUC from a histogram, and buckets of equal width alone.
     """
     metrics: dict[str, Metric] = {}
     for label in labels:
-        metrics[f"{label}/auc"] = ExactAUC(label)
+        metrics[f"{label}/auc"] = ExactAUC(label) if exact else AUC(label)
         if grouped:
             metrics[f"{label}/gauc"] = GAUC(label)
         metrics[f"{label}/logloss"] = LogLoss(label)
         metrics[f"{label}/ne"] = NormalizedEntropy(label)
         metrics[f"{label}/ece"] = ExpectedCalibrationError(label)
-        metrics[f"{label}/ece_mass"] = EqualMassCalibrationError(label)
+        if exact:
+            metrics[f"{label}/ece_mass"] = EqualMassCalibrationError(label)
         metrics[f"{label}/calibration"] = CalibrationRatio(label)
         metrics[f"{label}/spread"] = ScoreSpread(label)
     return metrics

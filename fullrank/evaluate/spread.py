@@ -82,6 +82,8 @@ class ScoreSpread:
         self._rows = total
 
     def _add_hashes(self, hashes: NDArray[np.uint64]) -> None:
+        if len(self._hashes) == SKETCH:  # a larger hash can no longer be among the smallest
+            hashes = hashes[hashes < self._hashes[-1]]
         self._pending.append(hashes)
         if sum(map(len, self._pending)) >= SKETCH:  # sorting seldom makes it cheap
             self._settle()

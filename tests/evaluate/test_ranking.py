@@ -101,6 +101,7 @@ def test_merged_histograms_are_equal_in_any_order(case: str, skewed) -> None:
 
 def test_histogram_memory_is_bounded(skewed) -> None:
     metric = _streamed(*skewed["heavy"], 10_000)
+    assert metric._num_pending == sum(len(keys) for keys, _ in metric._pending) < ranking.MAX_BINS
     metric.compute()
     assert metric._keys.numel() <= ranking.MAX_BINS
     assert not metric._pending

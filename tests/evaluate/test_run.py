@@ -88,6 +88,15 @@ def test_default_metrics_are_fresh_each_call() -> None:
     assert not {id(metric) for metric in first.values()} & {id(m) for m in second.values()}
 
 
+def test_streams_keep_no_rows() -> None:
+    model, batches = Scorer(("click",)), _batches(("click",))
+    metrics = default_metrics(["click"], exact=False)
+    found = evaluate(model, batches, metrics)
+    assert not [metric for metric in metrics.values() if hasattr(metric, "_store")]
+    exact = evaluate(model, batches)
+    assert found == {name: value for name, value in exact.items() if name != "ece_mass"}
+
+
 def test_undefined_metrics_are_refused_or_left_out() -> None:
     labels = ("click", "buy")
     batches = _batches(labels)
