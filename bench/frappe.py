@@ -7,10 +7,13 @@ machine, in the same libfm form, so that every contestant still starts from the 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+
+from fullrank.data.prepare import Prepared, prepare
 
 FIELDS = {
     "user": 957, "item": 4082, "daytime": 7, "weekday": 7, "isweekend": 2, "homework": 3,
@@ -43,6 +46,16 @@ def prepare_inputs(work: Path) -> tuple[Path, bool]:
         target = work / "recbole" / "frappe" / f"frappe.{part}.inter"
         rows.rename(header).write_csv(target, separator="\t")
     return root, real
+
+
+def prepared(work: Path) -> tuple[Prepared, bool]:
+    """Prepares Frappe below `work` with fullrank; True where these are the real files."""
+    from fullrank.data.datasets import frappe
+    from fullrank.data.text import BadRows
+
+    root, real = prepare_inputs(work)
+    shutil.rmtree(work / "prepared", ignore_errors=True)
+    return prepare(frappe.load(root, BadRows()), frappe.SPEC, work / "prepared"), real
 
 
 def _read_libfm(path: Path) -> pl.DataFrame:

@@ -191,8 +191,8 @@ def report(
     record.notes = [
         "The whole job runs from the start of the process to the test AUC: imports, preparation, "
         "training, validation where the library does it, test.",
-        "FuxiCTR trains from npz in one process; its preparation on Ray is part of its job, but for "
-        "the case with 2M unused rows, where it starts from prepared data.",
+        "FuxiCTR trains from npz in one process; its preparation on Ray is part of its job, except "
+        "with 2M unused rows, where it starts from prepared data.",
         "RecBole, torch-rechub, FuxiCTR and fullrank validate after each epoch, the others do not; "
         "the time of it is in the job and not in the training speed.",
         *(f"{f['name']} ({f['case']}) did not run: {f['failure']}" for f in failures),

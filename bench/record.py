@@ -21,16 +21,6 @@ WORK = Path(__file__).resolve().parent / ".work"
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 
 
-def pin_one_thread() -> None:
-    """Restarts the script with one thread per process, unless the caller chose a number.
-
-    Libraries read these variables when they load, so they must be there before the first import.
-    On a shared machine threads that wait still burn CPU time, which would be counted.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **THREADS})
-
-
 @dataclass
 class Target:
     """One figure that was promised. `at_least` tells the direction."""
