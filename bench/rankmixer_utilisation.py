@@ -69,11 +69,10 @@ def measure(threads: int, rows: int, rounds: int) -> dict[str, Any]:
         training_step(other, batch),
         3.0 * rows * (products(other) + scores),
     )
-    branches = MultiBranch(sum(p.numel() for p in model.parameters()))
-    subjects["multi-branch network"] = (
-        training_step(branches, batch),
-        3.0 * rows * products(branches),
-    )
+    for name, parameters in (("equal parameters", count(model)), ("3 M parameters", 3_000_000)):
+        branches = MultiBranch(parameters)
+        step = training_step(branches, batch), 3.0 * rows * products(branches)
+        subjects[f"multi-branch, {name}"] = step
     subjects |= parts(rows)
     times = clock(subjects, rounds)
     peak = max(subjects[name][1] / times[name]["cpu"] for name in subjects if name[:4] == "gemm")
