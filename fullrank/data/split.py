@@ -48,7 +48,7 @@ def by_time(
 
     Example:
         >>> rows = pl.LazyFrame({"time": [3, 1, 2, 2]})
-        >>> parts = by_time(rows, "time", fractions={"train": 0.5, "test": 0.5})
+        >>> parts = by_time(rows, "time", fractions={"train": 0.75, "test": 0.25})
         >>> parts["train"].collect()["time"].to_list()
         [1, 2, 2]
     """
