@@ -1,8 +1,9 @@
 """The best possible scores on rows whose true probabilities are known.
 
 No model can be expected to have a lower log-loss or a higher AUC than the truth. On finitely many
-labels the truth itself scores by luck a little more or less: "expected" is the mean over all
-labels that could have been drawn for these rows, "realised" is what these labels give.
+labels the truth itself scores by luck a little more or less: "realised" is what these labels
+give, "expected" what labels drawn again for these rows give on average (for weighted means and
+AUC the ratio of the two expected sums, which differs from the mean by the order of 1 / rows).
 """
 
 from __future__ import annotations

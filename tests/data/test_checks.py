@@ -356,6 +356,24 @@ def test_an_identifier_that_is_new_in_every_row_is_no_alarm() -> None:
         assert check(splits(change), CLICKS_ONLY, name="clean") == []
 
 
+def test_values_must_stand_for_twenty_rows() -> None:
+    def blocks(size: int) -> Change:
+        block = pl.col("id") // size
+        return column(user=block, click=(block % 2).cast(pl.Int8))
+
+    assert check(splits(blocks(16)), CLICKS_ONLY, name="clean") == []
+    with pytest.raises(LeakError, match="equals the label"):
+        check(splits(blocks(24)), CLICKS_ONLY, name="planted")
+
+
+def test_a_field_is_compared_where_the_label_is_defined() -> None:
+    told = pl.when(pl.col("click") == 1).then("buy").otherwise(pl.col("id") % 2)
+    change = column(known=pl.lit(True), user=told)
+    with pytest.raises(LeakError, match="equals the label") as caught:
+        check(splits(change), SPEC, name="planted")
+    assert "label 'buy'" in caught.value.where
+
+
 def test_a_handful_of_clicks_that_share_a_rare_value_is_no_alarm() -> None:
     def clicks(count: int) -> Change:
         few = (pl.col("id") < count).cast(pl.Int8)

@@ -257,9 +257,13 @@ def test_interactions_carry_no_main_effect_and_the_partner_has_low_rank() -> Non
     rank = np.linalg.matrix_rank
     assert rank(taste) == 8
     assert rank(truth.ad_partner) == rank(truth.user_partner) == world.partner_size - 1
-    alone = Truth(dataclasses.replace(world, low_rank_fields=("user",)))
-    assert not alone.ad_partner.any()
-    np.testing.assert_array_equal(alone.user_partner, truth.user_partner)
+    users, ads = (
+        Truth(dataclasses.replace(world, low_rank_fields=(name,))) for name in ("user", "ad")
+    )
+    assert not users.ad_partner.any()
+    assert not ads.user_partner.any()
+    np.testing.assert_array_equal(users.user_partner, truth.user_partner)
+    np.testing.assert_array_equal(ads.ad_partner, truth.ad_partner)
 
 
 def test_position_bias_shows_in_the_clicks(tmp_path: Path) -> None:
