@@ -222,7 +222,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
     def jagged(parts: Sequence[Jagged]) -> Jagged:
         lengths = torch.cat([p.lengths() for p in parts])
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        values = {n: torch.cat([_used(p, n) for p in parts]) for n in parts[0].values}
+        values = {n: torch.cat([p.values[n] for p in parts]) for n in parts[0].values}
         return Jagged(values, offsets)
 
     return Batch(
@@ -249,10 +249,6 @@ def fingerprint(batch: Batch) -> str:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _used(jagged: Jagged, column: str) -> Tensor:
-    return jagged.values[column][int(jagged.offsets[0]) : int(jagged.offsets[-1])]
 
 
 def _smallest(

@@ -55,7 +55,8 @@ def test_dead_units_are_counted_and_left_out() -> None:
     x = gauss(200, 2, 4)
     alive = GroupCorrelation(2, 3)
     alive.update(x[:, :, :3])
-    x[:, :, 3] = 0.25
+    x[:, 0, 3] = 0.25
+    x[:, 1, 3] *= 1e-8  # alive in name only
     seen = GroupCorrelation(2, 4)
     seen.update(x)
     assert seen.experts().dead == 0.25
@@ -76,6 +77,12 @@ def test_scaling_and_shifting_units_changes_nothing_but_the_same_expert_twice_is
     assert twin.experts().rowmax == pytest.approx(1)
     assert twin.experts().cka == pytest.approx(1)
     assert twin.experts().cec > 1 / 4
+
+
+def test_a_unit_is_not_compared_with_itself() -> None:
+    seen = GroupCorrelation(2, 4)
+    seen.update(gauss(4000, 2, 4))
+    assert float(seen.map().max()) < 0.05
 
 
 def test_one_expert_has_no_correlation() -> None:
