@@ -55,9 +55,8 @@ class Retriever(Protocol):
 
 def list_models() -> list[str]:
     """Returns the names of the models that ship with fullrank: the file names in `models/`."""
-    from fullrank import models
-
-    return sorted(m.name for m in pkgutil.iter_modules(models.__path__))
+    found = importlib.import_module("fullrank.models").__path__
+    return sorted(m.name for m in pkgutil.iter_modules(found))
 
 
 def model_class(name: str) -> type[Any]:

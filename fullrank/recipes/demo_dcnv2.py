@@ -14,6 +14,6 @@ def recipe() -> Recipe:
         model="dcnv2",
         config=DCNv2.Config(dim=10, num_cross=3, hidden=(400, 400), batch_norm=True, dropout=0.2),
         train=TrainConfig(
-            epochs=6, batch_size=2048, optimizer="adam", table_l2=0.01, schedule="plateau"
+            epochs=5, batch_size=2048, optimizer="adam", table_l2=0.01, schedule="plateau"
         ),
     )

@@ -16,6 +16,6 @@ def recipe() -> Recipe:
             embedding_dim=10, num_tokens=4, token_dim=64, num_blocks=2, expansion=2.0
         ),
         train=TrainConfig(
-            epochs=6, batch_size=2048, optimizer="adam", table_l2=0.001, schedule="plateau"
+            epochs=5, batch_size=2048, optimizer="adam", table_l2=0.001, schedule="plateau"
         ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import pkgutil
 import sys
@@ -81,11 +82,10 @@ class Recipe:
 
 def list_recipes() -> dict[str, str]:
     """Returns name -> first line of what it says about itself; nothing is imported."""
-    from fullrank import recipes
-
+    folder = Path(importlib.import_module("fullrank.recipes").__path__[0])
     listed = {}
-    for module in pkgutil.iter_modules(recipes.__path__):
-        path = Path(recipes.__path__[0]) / f"{module.name}.py"
+    for module in pkgutil.iter_modules([str(folder)]):
+        path = folder / f"{module.name}.py"
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         listed[module.name] = text.partition("\n")[0]
     return listed
