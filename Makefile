@@ -26,7 +26,7 @@ check: $(STAMP)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/codespell fullrank tests bench docs README.md
-	$(PY) -m bench.lengths
+	$(PY) bench/lengths.py
 
 bench: $(STAMP)
 	$(PY) -m bench
