@@ -72,6 +72,7 @@ def test_picture_stands_alone(baseline: str | None, count: int) -> None:
     assert "rankmixer" in picture
     dots = [node for node in root.iter() if node.tag.endswith("circle")]
     assert len(dots) == (2 if baseline else 3)
+    assert ("stroke-dasharray" in picture) == bool(baseline)  # the line that the claim must pass
 
 
 def test_files_are_written_whole(tmp_path: Path) -> None:

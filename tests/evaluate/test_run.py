@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -120,11 +122,29 @@ def test_scores_keep_the_order_and_the_unobserved() -> None:
     rows = scores.rows("click")
     assert len(rows) == int(scores.observed["click"].sum()) < 60
     assert exact_auc(rows.score, rows.label) == evaluate(model, batches)["auc"]
-    batches[0].numeric.block.zero_()
-    assert not (scores.logits["click"][:30] == 0).any()
     assert predict_scores(Scorer(("click",)), batches).group is None
     with pytest.raises(SchemaError, match="no such label"):
         scores.rows("clicks")
+
+
+def test_a_loader_may_refill_its_buffers() -> None:
+    model, batches = Scorer(("click",), group="user"), _batches(("click",))
+    expected = predict_scores(model, batches)
+    exact = evaluate(model, batches)
+
+    def refilled() -> Iterator[Batch]:
+        for batch in _batches(("click",)):
+            yield batch
+            for block in (batch.numeric.block, batch.labels.block, batch.weight, batch.group):
+                block.zero_()
+            batch.observed.block.fill_(False)
+
+    found = predict_scores(model, refilled())
+    for name in ("logits", "labels", "observed"):
+        assert torch.equal(getattr(found, name)["click"], getattr(expected, name)["click"])
+    assert torch.equal(found.weight, expected.weight)
+    assert torch.equal(found.group, expected.group)
+    assert evaluate(model, refilled()) == exact
 
 
 def test_metrics_may_be_merged_outside_inference_mode() -> None:
