@@ -6,10 +6,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fullrank.errors import DataFormatError, DiskFullError, IncomparableError
+from fullrank.disk import raise_if_full, write_text, written_whole
+from fullrank.errors import DataFormatError, IncomparableError
 
 RECORDS, ARRAYS = "records.jsonl", "arrays.safetensors"
 LIKE = ("matrix_kind", "metric", "centred", "n", "d", "row_norm", "row_filter")
@@ -179,12 +178,12 @@ class Findings:
         """
         from safetensors.torch import save
 
-        folder.mkdir(parents=True, exist_ok=True)
         names = {name: json.dumps(value) for name, value in self.labels.items()}
         # Arrays first: a reader never finds a record whose array is not there yet.
-        replace_file(folder / ARRAYS, save(self.arrays, metadata=names))
+        with written_whole(folder / ARRAYS) as draft:
+            draft.write_bytes(save(self.arrays, metadata=names))
         lines = "".join(json.dumps(_plain(r)) + "\n" for r in self.records)
-        replace_file(folder / RECORDS, lines.encode())
+        write_text(folder / RECORDS, lines)
 
     @classmethod
     def load(cls, folder: Path) -> Findings:
@@ -222,7 +221,8 @@ def append_records(path: Path, records: Iterable[Record]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as cause:
-        raise _full(path, cause) from cause
+        raise_if_full(cause, path)
+        raise
 
 
 def read_records(path: Path) -> list[Record]:
@@ -258,38 +258,11 @@ def kept_indices(d: int) -> Tensor:
     return torch.logspace(0, math.log10(d), 256, dtype=torch.float64).round().long() - 1
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-        DiskFullError: there is no room; the old file, if any, is kept.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as cause:
-        temporary.unlink(missing_ok=True)
-        raise _full(path, cause) from cause
-
-
 def _plain(record: Record) -> dict[str, Any]:
     data = asdict(record)
     if data["value"] is not None and not math.isfinite(data["value"]):
         data["value"] = None  # JSON has no NaN
     return data
-
-
-def _full(path: Path, cause: OSError) -> Exception:
-    if cause.errno != errno.ENOSPC:
-        return cause
-    return DiskFullError(
-        "the disk has no room for a file",
-        where=str(path),
-        found=str(cause),
-        expected="free space",
-        fix="free some space and run the same command again",
-    )
 
 
 def _unreadable(path: Path, line: int, found: str) -> DataFormatError:

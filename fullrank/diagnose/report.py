@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fullrank.diagnose.figures import Shown, sections
-from fullrank.diagnose.records import Findings, replace_file
+from fullrank.diagnose.records import Findings
 from fullrank.diagnose.verdict import Verdict, judge, stage_ranks
+from fullrank.disk import write_text
 from fullrank.errors import EmptyInputError
 
 
@@ -49,8 +50,7 @@ def write_report(
         EmptyInputError: there are no runs, or one has no records.
         DiskFullError: there is no room.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, render_report(runs, title=title, subtitle=subtitle).encode())
+    write_text(path, render_report(runs, title=title, subtitle=subtitle))
 
 
 def render_report(runs: Sequence[RunFindings], *, title: str, subtitle: str = "") -> str:

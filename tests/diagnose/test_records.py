@@ -72,7 +72,7 @@ def test_findings_survive_a_round_trip(tmp_path: Path) -> None:
     assert stored.tolist() == list(range(8))
     assert again.value(metric="erank", centred=True) == 3.5
     assert again.value(metric="erank", centred=False) is None
-    assert not list(tmp_path.glob("**/*.tmp"))
+    assert not list(tmp_path.glob("**/.*"))
 
 
 def test_nan_is_written_as_null(tmp_path: Path) -> None:
@@ -107,14 +107,14 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
     found.save(tmp_path)
     before = (tmp_path / "records.jsonl").read_bytes()
 
-    def full(self: Path, data: bytes) -> int:
+    def full(self: Path, *_: object, **__: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(DiskFullError):
         Findings([replace(BASE, value=9.0)]).save(tmp_path)
     assert (tmp_path / "records.jsonl").read_bytes() == before
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_wide_spectra_keep_256_log_spaced_indices_with_both_ends() -> None:
