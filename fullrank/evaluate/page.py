@@ -9,9 +9,10 @@ from statistics import fmean, median, stdev
 
 from fullrank.chart import interval_chart
 from fullrank.config import require
+from fullrank.disk import write_text
 from fullrank.evaluate.compare import Comparison, Difference
 from fullrank.evaluate.interval import Interval
-from fullrank.evaluate.results import RunResult, write_whole
+from fullrank.evaluate.results import RunResult
 
 NONE = "-"
 _Columns = dict[str, Callable[[str], str]]  # heading -> the cell of a recipe
@@ -43,8 +44,8 @@ def write_comparison(
         fix="put the folder into `folder`",
     )
     picture, table = folder / f"{name}.svg", folder / f"{name}.md"
-    write_whole(picture, svg(comparison) + "\n")  # first, so that no page lacks its picture
-    write_whole(table, markdown(comparison, name, command))
+    write_text(picture, svg(comparison) + "\n")  # first, so that no page lacks its picture
+    write_text(table, markdown(comparison, name, command))
     return table, picture
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 from fullrank.config import from_dict, to_dict
+from fullrank.disk import write_text
 from fullrank.errors import (
     ConfigError,
     DataFormatError,
-    DiskFullError,
     IncomparableError,
     MetricUndefinedError,
 )
@@ -71,7 +67,7 @@ def write_result(folder: Path, result: RunResult) -> Path:
         DiskFullError: there is no room; the older file stays as it was.
     """
     path = result_path(folder, result.recipe, result.seed)
-    write_whole(path, json.dumps(to_dict(result), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json.dumps(to_dict(result), indent=2, sort_keys=True, allow_nan=False) + "\n")
     return path
 
 
@@ -126,38 +122,3 @@ def finished(folder: Path, recipe: str, seed: int, fingerprint: str = "") -> Run
             fix="delete the file to make the run again, or use another folder",
         )
     return result
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file in one piece: readers see the old content or the new one.
-
-    Raises:
-        DiskFullError: there is no room; the old content stays.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with _room(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-
-
-@contextmanager
-def _room(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as cause:
-        if cause.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFullError(
-            "the disk is full",
-            where=str(path),
-            found=str(cause),
-            expected="room for a small text file",
-            fix="free some space and run again; nothing half-written was kept",
-        ) from cause

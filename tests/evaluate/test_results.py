@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from fullrank.evaluate.results import (
     read_results,
     result_path,
     write_result,
-    write_whole,
 )
 
 FULL = RunResult(
@@ -75,15 +75,14 @@ def test_values_that_are_not_numbers_are_refused() -> None:
     assert "'auc'" in caught.value.where
 
 
-def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "table.md"
-    write_whole(path, "old")
+def test_a_full_disk_keeps_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_result(tmp_path, FULL)
 
-    def full(_: int) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(DiskFullError, match="full"):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
+        write_result(tmp_path, replace(FULL, metrics={"auc": 0.1}))
+    assert read_results(tmp_path) == [FULL]
     assert list(tmp_path.iterdir()) == [path]
