@@ -211,6 +211,14 @@ def test_monitor_and_validation_do_not_disturb(world: ModuleType, tmp_path: Path
     assert [x["step"] for x in lines(tmp_path / "2") if x["kind"] == "monitor"] == [2, 3, 4, 6]
 
 
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode(world: ModuleType) -> None:
+    modes: list[bool] = []
+    net = world.net().eval()
+    net.hidden.register_forward_hook(lambda m, i, o: modes.append(net.drop.training))
+    train(net, world.Loader(world.rows(8), 8), replace(QUICK, epochs=1), progress=False)
+    assert modes == [True]
+
+
 def interrupted_at(step: int, number: int = signal.SIGINT) -> object:
     def monitor(model: nn.Module, batch: Batch, at: int, epoch: int) -> dict[str, float]:
         if at == step:
@@ -221,7 +229,7 @@ def interrupted_at(step: int, number: int = signal.SIGINT) -> object:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [2, 3, 6])  # inside an epoch, at the end of one, of the last
+@pytest.mark.parametrize("step", [2, 3, 5, 6])  # in the first epoch, at its end, after, at the end
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_an_interrupted_run_resumes_to_the_same_bits(
     world: ModuleType, tmp_path: Path, number: int, step: int, on_disk: bool
@@ -244,6 +252,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     state = run(first, folder=folder, monitor=interrupted_at(step, number))
     assert state.interrupted == (step < 6)
     assert state.step == step
+    if step < 6:  # the model holds what a resumed run goes on from, not the best so far
+        tensors = load_state(tmp_path / "state").tensors if on_disk else state.tensors
+        assert all(torch.equal(x, tensors[f"model/{n}"]) for n, x in weights_of(first).items())
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     torch.manual_seed(77)  # the saved random state must win
     if on_disk:
