@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from fullrank.data.featurizer import Featurizer
 
 
+_TILE_ROWS = 2048  # of a block with dozens of columns: a tile fits the cache
+
+
 @dataclass(frozen=True)
 class NumberStats:
     """Training statistics of a numeric column: (x - mean) / deviation; empty becomes `fill`."""
@@ -98,10 +101,11 @@ def fit_numbers(train: pl.LazyFrame, columns: list[Number]) -> dict[str, NumberS
     """Learns mean and deviation of every numeric column in one streaming pass."""
     if not columns:
         return {}
-    values = {c.name: _transformed(c) for c in columns}
-    wanted = [v.mean().alias(f"{n}\0mean") for n, v in values.items()]
-    wanted += [v.std(ddof=0).alias(f"{n}\0std") for n, v in values.items()]
-    row = train.select(wanted).collect(engine="streaming").row(0, named=True)
+    names = [c.name for c in columns]
+    values = train.select(_transformed(c).alias(c.name) for c in columns)  # each computed once
+    wanted = [pl.col(n).mean().alias(f"{n}\0mean") for n in names]
+    wanted += [pl.col(n).std(ddof=0).alias(f"{n}\0std") for n in names]
+    row = values.select(wanted).collect(engine="streaming").row(0, named=True)
     stats = {}
     for c in columns:
         mean, deviation = row[f"{c.name}\0mean"] or 0.0, row[f"{c.name}\0std"] or 0.0
@@ -117,17 +121,16 @@ def encode(featurizer: Featurizer, frame: pl.DataFrame, has_labels: bool) -> Enc
     spec, out = featurizer.spec, Encoded(len(frame))
     categorical = [c for c in spec.columns if isinstance(c, Category)]
     if categorical:
-        block = np.zeros((len(frame), len(categorical)), dtype=np.int32)
-        for i, category in enumerate(categorical):
-            if category.name in frame.columns:
-                block[:, i] = featurizer.table_of(category).rows(frame[category.name])
-        out.blocks["categorical"] = block
+        missing = np.zeros(len(frame), dtype=np.int32)
+        ids = [
+            featurizer.table_of(c).rows(frame[c.name]) if c.name in frame.columns else missing
+            for c in categorical
+        ]
+        out.blocks["categorical"] = _side_by_side(ids, np.int32)
     numbers = [c for c in spec.columns if isinstance(c, Number)]
     if numbers:
-        block = np.zeros((len(frame), len(numbers)), dtype=np.float32)
-        for i, n in enumerate(numbers):
-            block[:, i] = _numbers(n, frame, featurizer.numbers.get(n.name))
-        out.blocks["numeric"] = block
+        values = [_numbers(n, frame, featurizer.numbers.get(n.name)) for n in numbers]
+        out.blocks["numeric"] = _side_by_side(values, np.float32)
     for c in spec.columns:
         match c:
             case Tags():
@@ -142,6 +145,18 @@ def encode(featurizer: Featurizer, frame: pl.DataFrame, has_labels: bool) -> Enc
     if has_labels:
         _encode_labels(spec, frame, out)
     return out
+
+
+def _side_by_side(columns: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
+    """Lays columns out as rows [B, C]."""
+    rows = len(columns[0])
+    block = np.empty((rows, len(columns)), dtype=dtype)
+    # cost: a whole column at a time would miss the cache at every value, six times slower
+    for start in range(0, rows, _TILE_ROWS):
+        tile = slice(start, start + _TILE_ROWS)
+        for i, column in enumerate(columns):
+            block[tile, i] = column[tile]
+    return block
 
 
 def _encode_context(spec: Spec, frame: pl.DataFrame, out: Encoded) -> None:
