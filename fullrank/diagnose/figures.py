@@ -121,9 +121,9 @@ def _stages(run: Shown) -> Figure:
 
 
 def _wide(run: Shown) -> bool:
-    """A log axis where stages differ in width by more than a factor of six."""
+    """A log axis where stages differ in width by more than a factor of twenty."""
     bounds = [s.bound for s in run.stages]
-    return max(bounds) > 6 * min(bounds)
+    return max(bounds) > 20 * min(bounds)
 
 
 def _samples(run: Shown) -> Iterable[Figure]:
@@ -228,6 +228,8 @@ def _per_token(run: Shown) -> Iterable[Figure]:
         if len(found) <= MOST_NAMES:
             groups.setdefault(tuple(found), []).append(hook)
     for names, hooks in groups.items():
+        if len(hooks) > 12:  # a deep model: the branches would double the height of the figure
+            hooks = [h for h in hooks if not h.endswith("_branch")]
         values = [[_share(stages[h][n]) for n in names] for h in hooks]
         svg = heat_map(
             values, title=f"{run.name}: share of what is attainable", rows=hooks, columns=names,

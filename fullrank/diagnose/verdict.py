@@ -255,18 +255,20 @@ def _tables(findings: Findings) -> Iterator[Verdict]:
 
 def _stages(findings: Findings) -> Iterator[Verdict]:
     stages = stage_ranks(findings)
-    kept = [(b.erank / min(b.ceiling, a.leaving), a, b) for a, b in itertools.pairwise(stages)]
-    worst = min(kept, key=lambda k: k[0], default=None)
+    worst = min(_losses(stages), key=lambda found: found[0], default=None)
     if worst is not None and worst[0] < LOST:
         share, a, b = worst
+        at_once = stages.index(b) == stages.index(a) + 1
         yield Verdict(
             "warning",
-            "A layer loses most of its rank",
+            "A layer loses most of its rank" if at_once else "Rank fades from layer to layer",
             f"between '{a.name}' and '{b.name}'",
             f"centred effective rank falls from {a.leaving:.1f} to {b.erank:.1f}, {share:.0%} of "
-            f"what reached it, where a healthy stage of this shape has {b.ceiling:.1f} "
+            f"what was there, where a healthy stage of this shape has {b.ceiling:.1f} "
             f"(n = {b.n:,})",
-            "Try a residual around that layer, another activation, or less weight decay on it",
+            "Try a residual around "
+            + ("that layer" if at_once else "each of these layers, fewer of them")
+            + ", another activation, or less weight decay",
         )
     for s in stages:
         if s.bound >= 8 and s.erank < FEW:
@@ -279,6 +281,20 @@ def _stages(findings: Findings) -> Iterator[Verdict]:
                 "Nothing after it can tell more apart: look at the first such stage",
             )
             return
+
+
+def _losses(stages: list[Stage]) -> Iterator[tuple[float, Stage, Stage]]:
+    """Yields (share kept, from, to) for every stage and the fullest one before it.
+
+    A stage cannot be blamed for a bound of its own: what it keeps is taken of the smaller of what
+    was there and its healthy ceiling.
+    """
+    fullest = stages[0] if stages else None
+    for stage in stages[1:]:
+        assert fullest is not None
+        yield stage.erank / min(stage.ceiling, fullest.leaving), fullest, stage
+        if stage.leaving >= fullest.leaving:
+            fullest = stage
 
 
 def _head(findings: Findings) -> Iterator[Verdict]:

@@ -101,6 +101,11 @@ COMPLAINTS: dict[str, tuple[Callable[[Layered], object], str, str]] = {
         "warning",
         "between 'block0.ffn' and 'block1.ffn'",
     ),
+    "Rank fades from layer to layer": (
+        lambda m: (m.first.weight[14:].mul_(1e-4), m.second.weight[8:].mul_(1e-4)),
+        "warning",
+        "between 'embed' and 'block1.ffn'",
+    ),
     "A stage lives in almost one direction": (
         lambda m: m.first.weight[1:].mul_(1e-4),
         "warning",
