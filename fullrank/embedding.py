@@ -6,6 +6,7 @@ every categorical field of a batch is one look-up, whatever the number of fields
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import accumulate
 
@@ -94,7 +95,7 @@ class Embeddings(nn.Module):
             self.number_weight = nn.Parameter(torch.randn(len(numeric), dim) * dim**-0.5)
             self.number_bias = nn.Parameter(torch.zeros(len(numeric), dim))
         self.projections = nn.ModuleDict(
-            {f.name: nn.Linear(int(torch.tensor(f.shape).prod()), dim) for f in dense}
+            {f.name: nn.Linear(math.prod(f.shape), dim) for f in dense}
         )
         # Parts are computed kind by kind; this puts them back into schema order.
         kinds = [*categorical, *numeric, *(f for f in wanted if isinstance(f, Bag)), *dense]

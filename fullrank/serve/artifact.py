@@ -5,7 +5,8 @@
     featurizer/            vocabularies and statistics
     assets/NAME.safetensors   lookups, if the model has any
 
-An artefact is data. Loading one never executes anything that it holds.
+An artefact is data: nothing that it holds is ever executed. A model of your own is imported by its
+name from where Python finds it, and never from inside the artefact.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -37,6 +39,16 @@ FORMAT = 1
 _MANIFEST = "artifact.json"
 _WEIGHTS = "weights.safetensors"
 _MAX_MANIFEST = 16 << 20  # bytes; a manifest is a few kilobytes
+_KEYS = {
+    "model": str,
+    "config": dict,
+    "schema_fingerprint": str,
+    "featurizer_fingerprint": str,
+    "assets": dict,
+    "metrics": dict,
+    "provenance": dict,
+    "files": dict,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,25 +79,47 @@ class Artifact:
         return self.featurizer.schema
 
     def build(self) -> nn.Module:
-        """Returns the model in evaluation mode.
+        """Returns the model in evaluation mode. The global random state stays as it is.
 
         Raises:
             ArtifactError: the weights are not those of this model and config.
+            ConfigError, UnknownNameError: this version of fullrank has no such setting or model.
         """
-        model = create(self.model, self.schema, self.config, self.assets)
-        expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
-        found = {n: tuple(t.shape) for n, t in self.weights.items()}
+        # Initial weights are drawn, and then replaced. cost: models are laid out twice; the first
+        # time without memory, so that a forged width is refused before anything is allocated.
+        with torch.random.fork_rng(devices=[]):
+            if "." not in self.model:  # a model of your own may not know how to
+                with torch.device("meta"):
+                    self._require_fitting(self._create())
+            model = self._create()
+        self._require_fitting(model)
+        model.load_state_dict(dict(self.weights))
+        return model.eval()
+
+    def _create(self) -> nn.Module:
+        try:
+            return create(self.model, self.schema, self.config, self.assets)
+        except (RuntimeError, TypeError, ValueError, OverflowError) as cause:
+            raise ArtifactError(
+                "the model of an artefact cannot be built",
+                where=f"model '{self.model}' with the config of {_MANIFEST}",
+                found=f"{type(cause).__name__}: {str(cause).splitlines()[0][:200]}",
+                expected="settings that the model accepts",
+                fix="load the artefact with the version of the model that wrote it",
+            ) from cause
+
+    def _require_fitting(self, model: nn.Module) -> None:
+        expected = {n: f"{t.dtype} {tuple(t.shape)}" for n, t in model.state_dict().items()}
+        found = {n: f"{t.dtype} {tuple(t.shape)}" for n, t in self.weights.items()}
         for name in sorted({*expected, *found}):
             if expected.get(name) != found.get(name):
                 raise ArtifactError(
                     "weights and model do not belong together",
                     where=f"{_WEIGHTS}, tensor '{name}'",
-                    found=str(found.get(name, "no such tensor")),
-                    expected=str(expected.get(name, "no such tensor")),
+                    found=found.get(name, "no such tensor"),
+                    expected=expected.get(name, "no such tensor"),
                     fix="load the artefact with the version of the model that wrote it",
                 )
-        model.load_state_dict(dict(self.weights))
-        return model.eval()
 
     def save(self, folder: Path) -> None:
         """Writes the folder, whole or not at all. An artefact that is there is replaced.
@@ -94,14 +128,7 @@ class Artifact:
             ArtifactError: the folder exists and is something else.
             DiskFullError: the disk is full; what was there stays.
         """
-        if folder.exists() and any(folder.iterdir()) and not (folder / _MANIFEST).exists():
-            raise ArtifactError(
-                "the folder is not an artefact",
-                where=str(folder),
-                found="other files",
-                expected="an empty place or an older artefact",
-                fix="choose another folder",
-            )
+        _require_free(folder)
         fresh = folder.with_name(f".{folder.name}.new.{os.getpid()}")
         with written_whole(fresh) as draft:
             draft.mkdir()
@@ -111,11 +138,7 @@ class Artifact:
                 (draft / "assets").mkdir(exist_ok=True)
                 _save_tensors(draft / "assets" / f"{name}.safetensors", {"values": lookup.values})
             (draft / _MANIFEST).write_text(json.dumps(self._manifest(draft), indent=1))
-        older = folder.with_name(f".{folder.name}.old.{os.getpid()}")
-        if folder.exists():  # a folder cannot be replaced in one step, only moved aside
-            os.replace(folder, older)
-        os.replace(fresh, folder)
-        shutil.rmtree(older, ignore_errors=True)
+        _swap(fresh, folder)
 
     def _manifest(self, folder: Path) -> dict[str, Any]:
         plain: dict[str, Any] = {
@@ -148,6 +171,7 @@ class Artifact:
         """
         manifest = read_manifest(folder)
         _check_files(folder, manifest["files"])
+        _require_outside(manifest["model"], folder)
         featurizer = Featurizer.load(folder / "featurizer")
         for what, found in (
             ("featurizer_fingerprint", featurizer.fingerprint()),
@@ -156,11 +180,7 @@ class Artifact:
             if found != manifest[what]:
                 raise _tampered(folder / "featurizer", f"{what} {found}", str(manifest[what]))
         assets = {
-            name: Lookup(
-                stated["key"],
-                _tensors(folder / "assets" / f"{name}.safetensors")["values"],
-                from_dict(Provenance, stated["source"]),
-            )
+            name: _lookup(folder, name, stated, manifest["files"])
             for name, stated in manifest["assets"].items()
         }
         return cls(
@@ -175,21 +195,30 @@ class Artifact:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads artifact.json, checks its own fingerprint, and opens nothing else."""
+    """Reads artifact.json, checks its own fingerprint, and opens nothing else.
+
+    Raises:
+        ArtifactError: it is not there, is no manifest of this format, or was changed.
+    """
     path = folder / _MANIFEST
     try:
+        if path.is_symlink() or not path.is_file():  # a pipe would be waited on for ever
+            raise ValueError("no such file" if not path.exists() else "not a plain file")
         if path.stat().st_size > _MAX_MANIFEST:
             raise ValueError(f"{path.stat().st_size:,} bytes")
-        manifest = json.loads(path.read_text())
-        stated = manifest.pop("fingerprint")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as cause:
+        stated = manifest.pop("fingerprint")
+        for key, kind in _KEYS.items():
+            if not isinstance(manifest[key], kind):
+                raise TypeError(f"'{key}' is a {type(manifest[key]).__name__}")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as cause:
         raise ArtifactError(
             "this is not an artefact that can be read",
             where=str(path),
             found=f"{type(cause).__name__}: {cause}",
-            expected=f"an artifact.json of format {FORMAT}",
+            expected=f"an {_MANIFEST} of format {FORMAT}, at most {_MAX_MANIFEST:,} bytes",
             fix="give the folder that `fullrank export` or `fullrank train` wrote",
         ) from cause
     if _fingerprint(manifest) != stated:
@@ -199,17 +228,96 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_files(folder: Path, files: dict[str, Any]) -> None:
-    for name, (size, digest) in files.items():
-        place = PurePosixPath(name)
-        if place.is_absolute() or ".." in place.parts or "\\" in name:
-            raise _tampered(folder / _MANIFEST, f"the path {name!r}", "a path inside the folder")
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            raise _tampered(path, "no such file", f"a file of {size:,} bytes")
-        if path.stat().st_size != size:
-            raise _tampered(path, f"{path.stat().st_size:,} bytes", f"{size:,} bytes")
-        if _sha256(path) != digest:
-            raise _tampered(path, f"sha256 {_sha256(path)[:16]}...", f"sha256 {digest[:16]}...")
+    """Refuses a listed file that differs, and a file that would be read and is not listed."""
+    manifest = folder / _MANIFEST
+    for name, stated in files.items():
+        match stated:
+            case [int(size), str(digest)]:
+                _check_file(folder, name, size, digest)
+            case _:
+                raise _tampered(manifest, f"{name!r}: {stated!r}", "[bytes, sha256] of each file")
+    read = [folder / _WEIGHTS]
+    for part in ("featurizer", "assets"):
+        read += sorted(p for p in (folder / part).rglob("*") if not p.is_dir())
+    for path in read:
+        name = path.relative_to(folder).as_posix()
+        if name not in files:
+            raise _tampered(manifest, f"no entry for {name}", "an entry for every file")
+
+
+def _check_file(folder: Path, name: str, size: int, digest: str) -> None:
+    place = PurePosixPath(name)
+    if not place.parts or place.is_absolute() or ".." in place.parts or {*"\\:\0"} & {*name}:
+        raise _tampered(folder / _MANIFEST, f"the path {name!r}", "a path inside the folder")
+    path = folder
+    for part in place.parts:
+        path = path / part
+        if path.is_symlink():
+            raise _tampered(path, "a link", "a plain file or folder")
+    if not path.is_file():
+        raise _tampered(path, "no such file", f"a file of {size:,} bytes")
+    if path.stat().st_size != size:
+        raise _tampered(path, f"{path.stat().st_size:,} bytes", f"{size:,} bytes")
+    if _sha256(path) != digest:
+        raise _tampered(path, f"sha256 {_sha256(path)[:16]}...", f"sha256 {digest[:16]}...")
+
+
+def _require_outside(model: str, folder: Path) -> None:
+    """Refuses the name of a model whose module lies inside the artefact."""
+    if "." not in model:
+        return
+    inside = folder.resolve()
+    for place in sys.path:
+        module = Path(place or os.curdir).resolve().joinpath(*model.split("."))
+        if module.is_relative_to(inside):
+            raise ArtifactError(
+                "an artefact names code that it brings along",
+                where=str(folder / _MANIFEST),
+                found=f"model '{model}', at {module}",
+                expected="a model of fullrank, or one installed outside of the artefact",
+                fix="do not use this artefact; ask whoever made it",
+            )
+
+
+def _lookup(folder: Path, name: str, stated: Any, files: dict[str, Any]) -> Lookup:
+    manifest, file = folder / _MANIFEST, f"assets/{name}.safetensors"
+    if file not in files:  # so that a name cannot climb out of the folder either
+        raise _tampered(manifest, f"an asset '{name}' without its file", "an entry for every file")
+    tensors = _tensors(folder / file)
+    try:
+        return Lookup(stated["key"], tensors["values"], from_dict(Provenance, stated["source"]))
+    except (KeyError, TypeError) as cause:
+        raise _tampered(manifest, f"asset '{name}': {stated!r}", "its key and source") from cause
+
+
+def _require_free(folder: Path) -> None:
+    if not folder.exists() or (folder / _MANIFEST).is_file():
+        return
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    raise ArtifactError(
+        "the place for an artefact is taken",
+        where=str(folder),
+        found="a folder with other files" if folder.is_dir() else "a file",
+        expected="an empty place or an older artefact",
+        fix="choose another folder",
+    )
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    """Puts a new folder in the place of an older one, which comes back if that fails."""
+    older = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+    replaces = folder.exists()
+    try:
+        if replaces:  # a folder cannot be replaced in one step, only moved aside
+            os.replace(folder, older)
+        os.replace(fresh, folder)
+    except OSError:
+        if replaces and older.exists():
+            os.replace(older, folder)
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fullrank.batch import Batch
+from fullrank.errors import DataFormatError
 from fullrank.ops.blocks import score_in_blocks
 from fullrank.serve.artifact import Artifact
 
@@ -53,13 +54,28 @@ class Predictor:
         """Returns label -> probabilities [B] float32 in [0, 1].
 
         Unseen values read the unknown row, missing optional columns read as unknown, extra
-        columns are ignored.
+        columns and labels, if there are any, are ignored.
 
         Raises:
             SchemaError: a column that is not optional is missing.
-            DataFormatError: a number is NaN or infinite.
+            DataFormatError: a number is NaN or infinite, or a column has another type than the
+                spec says.
         """
-        return self._probabilities(self.artifact.featurizer(rows))
+        frame = pl.from_arrow(rows) if isinstance(rows, pa.Table) else rows
+        assert isinstance(frame, pl.DataFrame)
+        labels = [t.name for t in self.artifact.featurizer.spec.targets()]
+        served = frame.drop(labels, strict=False)
+        try:
+            batch = self.artifact.featurizer(served)
+        except pl.exceptions.PolarsError as cause:
+            raise DataFormatError(
+                "raw rows cannot be encoded",
+                where=", ".join(f"{n}: {t}" for n, t in served.schema.items())[:300],
+                found=str(cause).splitlines()[0][:300],
+                expected="columns of the types that the spec says",
+                fix="convert the column before it is scored",
+            ) from cause
+        return self._probabilities(batch)
 
     def score_batches(
         self, rows: pl.LazyFrame, chunk_rows: int = 65536
