@@ -5,17 +5,22 @@ Nothing heavy is imported before a command runs, so `--help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
 
-from fullrank.errors import FullrankError
+from fullrank.config import require
+from fullrank.errors import ConfigError, FileAccessError, FullrankError, nearest
 
+_ABOUT = "Ranking models that keep their rank: train, diagnose, compare, export."
 Settings = Annotated[tuple[str, ...], UseAppendAction]
 
 
@@ -28,17 +33,29 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataCommand(Command):
-    """What every command that reads data understands."""
+class RowsCommand(Command):
+    """What every command that reads raw rows understands."""
+
+    bad_rows: Literal["refuse", "quarantine"] = "refuse"
+    """Stop at a row that cannot be read, or go on and write all of them to a file with reasons."""
+    quarantine: Path = Path("bad_rows.jsonl")
+    """The file for bad rows."""
+
+    def options(self) -> Any:
+        """Returns the settings as workflow.data.DataOptions."""
+        from fullrank.workflow.data import DataOptions
+
+        return DataOptions(bad_rows=self.bad_rows, quarantine=self.quarantine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCommand(RowsCommand):
+    """What every command that reads datasets understands."""
 
     data_root: Path | None = None
     """Folder of raw data; else FULLRANK_DATA, else the platform's cache folder."""
     cache: Path | None = None
     """Folder of prepared data; else the platform's cache folder."""
-    bad_rows: Literal["refuse", "quarantine"] = "refuse"
-    """Stop at a row that cannot be read, or go on and write all of them to a file with reasons."""
-    quarantine: Path = Path("bad_rows.jsonl")
-    """The file for bad rows."""
 
     def options(self) -> Any:
         """Returns the settings as workflow.data.DataOptions."""
@@ -199,6 +216,13 @@ class Diagnose(Command):
 
     def run(self) -> dict[str, Any]:
         """Runs the command."""
+        require(
+            bool(self.runs),
+            where="fullrank diagnose",
+            found="no run",
+            expected="at least one run folder",
+            fix="name a folder that `fullrank train` finished, such as runs/demo/demo_dcnv2",
+        )
         from fullrank.workflow.diagnosis import diagnose_command
 
         return diagnose_command(self.runs, self.out)
@@ -249,7 +273,7 @@ class Export(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(Command):
+class Predict(RowsCommand):
     """Score a file of raw rows of any length with an artefact."""
 
     artifact: Positional[Path]
@@ -263,7 +287,7 @@ class Predict(Command):
         """Runs the command."""
         from fullrank.workflow.apply import predict_command
 
-        return predict_command(self.artifact, self.file, self.out)
+        return predict_command(self.artifact, self.file, self.out, self.options())
 
 
 Data = (
@@ -292,24 +316,84 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 failed or interrupted, 2 misuse.
     """
-    command: Any = tyro.cli(
-        AnyCommand,
-        prog="fullrank",
-        description="Ranking models that keep their rank: train, diagnose, compare, export.",
-        args=argv,
-        config=(
-            tyro.conf.FlagCreatePairsOff,
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.OmitSubcommandPrefixes,
-        ),
-    )
+    asked = list(sys.argv[1:] if argv is None else argv)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            command: Any = tyro.cli(
+                AnyCommand,
+                prog="fullrank",
+                description=_ABOUT,
+                args=asked,
+                config=(
+                    tyro.conf.FlagCreatePairsOff,
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.OmitSubcommandPrefixes,
+                ),
+            )
+    except SystemExit as ended:
+        sys.stderr.write(said.getvalue())
+        return _misused(asked, said.getvalue()) if ended.code else 0
+    return _run(command)
+
+
+def _run(command: Any) -> int:
+    """Runs a parsed command; every failure that a user can cause ends in five parts."""
     from fullrank.workflow.console import console, finish_with
 
     console.stderr = command.json  # the output stream then holds the JSON object alone
+    result: dict[str, Any] | FullrankError
     try:
-        return finish_with(command.run(), command.json)
-    except FullrankError as error:
-        return finish_with(error, command.json)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        try:
+            result = command.run()
+        except FullrankError as error:
+            result = error
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            result = {"interrupted": True}
+        return finish_with(result, command.json)
+    except BrokenPipeError:  # whoever read our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return finish_with(_refused(error), command.json)
+
+
+def _misused(asked: list[str], said: str) -> int:
+    """Ends a command line that could not be parsed; people have read what tyro says about it."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in said.splitlines()]
+    fix = " ".join(line for line in lines if line)[:600]
+    commands = [m.name for kind in get_args(AnyCommand) for m in kind.__metadata__]
+    if asked and not asked[0].startswith("-") and asked[0] not in commands:
+        fix = nearest(asked[0], commands)
+        sys.stderr.write(f"there is no command '{asked[0]}': {fix}\n")
+    if "--json" in asked:
+        from fullrank.workflow.console import finish_with
+
+        error = ConfigError(
+            "the command line is not understood",
+            where="fullrank " + " ".join(asked),
+            found=next((line for line in lines if line), "an option or value that is not known"),
+            expected="a command and its options, as in `fullrank --help`",
+            fix=fix,
+        )
+        finish_with(error, as_json=True, silent=True)
+    return ConfigError.exit_code
+
+
+def _refused(error: OSError) -> FullrankError:
+    """Returns what the operating system refused, in five parts."""
+    from fullrank.disk import raise_if_full
+
+    named = str(error.filename2 or error.filename or "")
+    try:
+        raise_if_full(error, Path(named))
+    except FullrankError as full:
+        return full
+    return FileAccessError(
+        "a file or folder cannot be read or written",
+        where=named or "the operating system",
+        found=f"{type(error).__name__}: {error.strerror or error}",
+        expected="a path that this user may read and write",
+        fix="correct the path or its permissions, or choose another place",
+    )

@@ -122,6 +122,10 @@ class DiskFullError(FullrankError):
     """The disk has no room left; nothing half-written was kept."""
 
 
+class FileAccessError(FullrankError):
+    """A file or folder cannot be read or written: permissions, or a file where a folder belongs."""
+
+
 class ExtraMissingError(FullrankError):
     """An optional library is needed for this and is not installed."""
 

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
 import torch
 
 from fullrank.batch import Batch
+from fullrank.config import require
 from fullrank.data.datasets.tabular import read_files
 from fullrank.data.prepare import Prepared
 from fullrank.data.text import BadRows
 from fullrank.disk import written_whole
-from fullrank.errors import ArtifactError, EmptyInputError, RunFolderError
+from fullrank.errors import ArtifactError, ConfigError, EmptyInputError, RunFolderError
 from fullrank.serve.artifact import Artifact
 from fullrank.serve.predictor import Predictor
 from fullrank.workflow.console import console, table
-from fullrank.workflow.data import DataOptions
+from fullrank.workflow.data import DataOptions, refusing_broken
 from fullrank.workflow.run import intervals, measure
 
 _CHUNK_ROWS = 65536
+_SHOWN_ROWS = 10
+_WRITERS: dict[str, Callable[[Path, pa.Schema], Any]] = {
+    ".parquet": pq.ParquetWriter,
+    ".pq": pq.ParquetWriter,
+    ".csv": pc.CSVWriter,
+}
 
 
 def artifact_folder(folder: Path) -> Path:
@@ -43,7 +54,8 @@ def evaluate_command(folder: Path, file: Path | None, options: DataOptions) -> d
         batches: Iterator[Batch] = prepared.splits["test"].batches()
     else:
         batches = _encoded(predictor, _read(predictor.artifact, file, options, labels=True))
-    values, scores = measure(predictor.model, batches, schema)
+    with refusing_broken(file or folder):
+        values, scores = measure(predictor.model, batches, schema)
     interval = intervals(scores)
     rows = [[name, value, *interval.get(name, [None, None])] for name, value in values.items()]
     table(f"{folder} on {file or 'its test split'}", ["metric", "value", "low", "high"], rows)
@@ -67,53 +79,87 @@ def export_command(
     return {"out": str(out), "format": form, "model": artifact.model}
 
 
-def predict_command(folder: Path, file: Path, out: Path | None) -> dict[str, Any]:
-    """Scores a file in a stream; ten rows are shown when there is no output file."""
+def predict_command(
+    folder: Path, file: Path, out: Path | None, options: DataOptions
+) -> dict[str, Any]:
+    """Scores a file in a stream; ten rows are shown when there is no output file.
+
+    Raises:
+        ConfigError: the ending of the output file is not known.
+        EmptyInputError: the file has no rows; nothing is written.
+    """
+    require(
+        out is None or out.suffix in _WRITERS,
+        where="--out",
+        found=str(out),
+        expected="a file that ends with one of: " + ", ".join(_WRITERS),
+        fix="give it such an ending",
+    )
     predictor = Predictor.load(artifact_folder(folder))
-    rows = _read(predictor.artifact, file, DataOptions(), labels=False)
+    rows = _read(predictor.artifact, file, options, labels=False)
     began = time.perf_counter()
     if out is None:
-        shown = predictor.score(rows.head(10).collect())
-        table(
-            f"{file.name}: probabilities of the first rows",
-            ["row", *shown],
-            [
-                [i, *(float(p[i]) for p in shown.values())]
-                for i in range(len(next(iter(shown.values()))))
-            ],
-        )
-        return {"rows": len(next(iter(shown.values()))), "scores": _plain(shown)}
-    total = _write_scores(predictor, rows, out)
+        with refusing_broken(file):
+            shown = predictor.score(rows.head(_SHOWN_ROWS).collect())
+        count = len(next(iter(shown.values())))
+        _require_rows(count, file)
+        cells = [[i, *(float(p[i]) for p in shown.values())] for i in range(count)]
+        table(f"{file.name}: probabilities of the first rows", ["row", *shown], cells)
+        return {"rows": count, "scores": _plain(shown)}
+    total = _write_scores(predictor, rows, file, out)
     seconds = time.perf_counter() - began
     console.print(f"wrote {total:,} rows to {out} ({total / seconds:,.0f} rows/s)", markup=False)
     return {"rows": total, "out": str(out), "seconds": round(seconds, 3)}
 
 
-def _write_scores(predictor: Predictor, rows: pl.LazyFrame, out: Path) -> int:
-    import pyarrow.csv as pc
-    import pyarrow.parquet as pq
-
-    writer: Any = None
+def _write_scores(predictor: Predictor, rows: pl.LazyFrame, file: Path, out: Path) -> int:
     total = 0
-    with written_whole(out) as draft:
+    with refusing_broken(file), ExitStack() as closing, written_whole(out) as draft:
+        writer: Any = None
         for chunk, scores in predictor.score_batches(rows, _CHUNK_ROWS):
             named = {f"probability_{label}": values for label, values in scores.items()}
-            part = chunk.with_columns(**{n: pl.Series(v) for n, v in named.items()}).to_arrow()
+            part = chunk.with_columns(**{n: pl.Series(v) for n, v in named.items()})
+            if out.suffix == ".csv":
+                part = _lists_as_text(part)
+            rows_out = part.to_arrow()
             if writer is None:
-                kind = pc.CSVWriter if out.suffix == ".csv" else pq.ParquetWriter
-                writer = kind(draft, part.schema)
-            writer.write_table(part)
+                writer = closing.enter_context(_writer(draft, rows_out.schema, out))
+            writer.write_table(rows_out)
             total += len(chunk)
-        if writer is None:
-            raise EmptyInputError(
-                "there is nothing to score",
-                where="input file",
-                found="0 rows",
-                expected="at least one row",
-                fix="check the file",
-            )
-        writer.close()
+        _require_rows(total, file)
+        closing.close()  # a file is whole when its writer is closed
     return total
+
+
+def _writer(draft: Path, schema: pa.Schema, out: Path) -> Any:
+    try:
+        return _WRITERS[out.suffix](draft, schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as cause:
+        raise ConfigError(
+            "the rows cannot be written in this format",
+            where=f"--out {out}",
+            found=str(cause).splitlines()[0][:200],
+            expected="columns that the format can hold",
+            fix="write .parquet",
+        ) from cause
+
+
+def _lists_as_text(rows: pl.DataFrame) -> pl.DataFrame:
+    """Returns rows with lists as text, a|b|c, as the reader of text files takes them apart."""
+    nested = [n for n, kind in rows.schema.items() if isinstance(kind, pl.List | pl.Array)]
+    lists = pl.col(nested).cast(pl.List(pl.String))
+    return rows.with_columns(lists.list.join("|"))
+
+
+def _require_rows(count: int, file: Path) -> None:
+    if count == 0:
+        raise EmptyInputError(
+            "there is nothing to score",
+            where=str(file),
+            found="0 rows",
+            expected="at least one row",
+            fix="check the file",
+        )
 
 
 def _read(artifact: Artifact, file: Path, options: DataOptions, *, labels: bool) -> pl.LazyFrame:
@@ -130,16 +176,22 @@ def _encoded(predictor: Predictor, rows: pl.LazyFrame) -> Iterator[Batch]:
 
 
 def _prepared(folder: Path) -> Path:
+    """Returns where the prepared data of a run lies."""
+    found = "no recipe.json"
     try:
-        return Path(json.loads((folder / "recipe.json").read_text())["data"])
-    except (OSError, ValueError, KeyError) as cause:
-        raise RunFolderError(
-            "this artefact has no test split of its own",
-            where=str(folder),
-            found="no recipe.json",
-            expected="a run folder, or --file with rows to measure",
-            fix="give the run folder, or a file of raw rows with labels",
-        ) from cause
+        place = Path(json.loads((folder / "recipe.json").read_text())["data"])
+        if place.is_dir():
+            return place
+        found = f"no prepared data at {place}: it was deleted, or made on another machine"
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        found += f" that names it ({type(cause).__name__})"
+    raise RunFolderError(
+        "there is no test split to measure",
+        where=str(folder),
+        found=found,
+        expected="a run folder whose prepared data is there, or --file with rows to measure",
+        fix="give a run folder, train again, or give a file of raw rows with labels",
+    )
 
 
 def _require_same(artifact: Artifact, prepared: Prepared) -> None:
@@ -173,8 +225,8 @@ def _export_program(artifact: Artifact, out: Path) -> None:
             expected="at most 1e-6",
             fix="export the artefact folder instead",
         )
-    with written_whole(out) as draft:
-        torch.export.save(program, draft)
+    with written_whole(out) as draft, draft.open("wb") as file:
+        torch.export.save(program, file)
 
 
 def _plain(scores: dict[str, np.ndarray]) -> dict[str, list[float]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,29 +26,49 @@ from fullrank.errors import FullrankError
 console = Console(highlight=False)  # with --json, people read the error stream
 
 
-def finish_with(result: dict[str, Any] | FullrankError, as_json: bool) -> int:
-    """Prints the end of a command and returns its exit code."""
+def finish_with(
+    result: dict[str, Any] | FullrankError, as_json: bool, *, silent: bool = False
+) -> int:
+    """Prints the end of a command and returns its exit code.
+
+    Args:
+        result: of the command, or why there is none. An error goes to the error stream.
+        as_json: print one JSON object as the last line of the output stream.
+        silent: people have been told already.
+    """
     if isinstance(result, FullrankError):
-        console.print(f"[bold red]error[/] {type(result).__name__}")
-        console.print(str(result), markup=False, soft_wrap=True)
         plain: dict[str, Any] = result.to_dict()
         code = result.exit_code
+        if not silent:
+            errors = Console(highlight=False, stderr=True)
+            errors.print(f"[bold red]error[/] {type(result).__name__}")
+            errors.print(str(result), markup=False, soft_wrap=True)
     else:
         plain, code = result, 1 if result.get("interrupted") else 0
     if as_json:
-        sys.stdout.write(json.dumps(plain, allow_nan=False, default=str) + "\n")
+        sys.stdout.write(json.dumps(_finite(plain), allow_nan=False, default=str) + "\n")
         sys.stdout.flush()
     return code
 
 
+def _finite(value: Any) -> Any:
+    """Returns the same value with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """Prints a table; numbers stand on the right."""
-    made = Table(title=title, title_justify="left", title_style="bold")
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    made = Table()
     for i, column in enumerate(columns):
         number = bool(rows) and all(isinstance(row[i], int | float | None) for row in rows)
-        made.add_column(column, justify="right" if number else "left", overflow="fold")
+        made.add_column(escape(column), justify="right" if number else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(shown(value) for value in row))
+        made.add_row(*(escape(shown(value)) for value in row))
     console.print(made)
 
 

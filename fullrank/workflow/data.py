@@ -6,9 +6,16 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
+
+import polars as pl
+import pyarrow as pa
 
 from fullrank import __version__
 from fullrank.data.checks import check
@@ -18,7 +25,10 @@ from fullrank.data.prepare import Prepared, Progress, prepare
 from fullrank.data.spec import Spec
 from fullrank.data.spec_json import spec_to_dict
 from fullrank.data.text import BadRows
-from fullrank.errors import ArtifactError
+from fullrank.disk import raise_if_full
+from fullrank.errors import ArtifactError, DataFormatError, SplitError
+
+_BAD_ROWS = "bad_rows.jsonl"  # beside prepared data: what was left out of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,25 +79,85 @@ def open_data(
     options = options or DataOptions()
     source, root = find_dataset(named), data_root(options.root)
     spec = spec_of(source, root)
-    cache = options.cache or cache_folder() / "prepared"
+    cache = (options.cache or cache_folder() / "prepared").resolve()
     folder = cache / f"{source.NAME}-{_key(source, spec, root, options.bad_rows)}"
     if folder.exists():
         try:
-            return Prepared.open(folder)
+            kept = Prepared.open(folder)
         except ArtifactError:  # an older format, or damaged: it can be made again
             shutil.rmtree(folder)
-    bad_rows = BadRows(
-        options.bad_rows, options.quarantine if options.bad_rows == "quarantine" else None
-    )
-    splits = source.load(root, bad_rows)
-    notes = tuple(n for n in (getattr(source, "NOTE", ""),) if n)
-    notes += tuple(check(splits, spec, name=source.NAME))
-    if bad_rows.count:
-        notes += (f"{bad_rows.count:,} bad rows were left out: see {options.quarantine}",)
-    made = prepare(splits, spec, folder, notes=notes, progress=progress)
-    if bad_rows.count:  # the file of bad rows belongs to this reading, not to the next
-        shutil.copy(options.quarantine, made.folder / "bad_rows.jsonl")
+        else:
+            _report_again(folder / _BAD_ROWS, options.quarantine)
+            return kept
+    return _made(source, root, spec, folder, options, progress)
+
+
+def _made(
+    source: Any,
+    root: Path,
+    spec: Spec,
+    folder: Path,
+    options: DataOptions,
+    progress: Progress | None,
+) -> Prepared:
+    quarantining = options.bad_rows == "quarantine"
+    bad_rows = BadRows(options.bad_rows, options.quarantine if quarantining else None)
+    with refusing_broken(source.NAME):
+        splits = source.load(root, bad_rows)
+        _require_parts(splits, source.NAME)
+        notes = tuple(n for n in (getattr(source, "NOTE", ""),) if n)
+        notes += tuple(check(splits, spec, name=source.NAME))
+        if bad_rows.count:
+            where = folder / _BAD_ROWS
+            notes += (f"{bad_rows.count:,} bad rows were left out, with reasons in {where}",)
+        try:
+            made = prepare(splits, spec, folder, notes=notes, progress=progress)
+        except OSError:
+            if not folder.exists():
+                raise
+            return Prepared.open(folder)  # another process made the same at the same time
+    if bad_rows.count:  # the next run, which reads nothing, can then report them too
+        shutil.copy(options.quarantine, folder / _BAD_ROWS)
     return made
+
+
+def _require_parts(splits: Mapping[str, pl.LazyFrame], name: str) -> None:
+    absent = [part for part in ("train", "valid", "test") if part not in splits]
+    if absent:
+        raise SplitError(
+            "a split is missing",
+            where=f"dataset '{name}'",
+            found=", ".join(splits),
+            expected="train, valid and test",
+            fix=f"give rows for {' and '.join(absent)} too, or one log that is then split",
+        )
+
+
+def _report_again(kept: Path, asked: Path) -> None:
+    if kept.exists():
+        asked.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(kept, asked)
+
+
+@contextmanager
+def refusing_broken(where: object) -> Iterator[None]:
+    """Turns what Polars and Arrow raise on damaged data, found while it streams, into our error.
+
+    Raises:
+        DataFormatError: the data cannot be read to its end.
+        DiskFullError: there is no room for what is written meanwhile.
+    """
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pa.ArrowException) as cause:
+        raise_if_full(cause, Path(str(where)))
+        raise DataFormatError(
+            "data cannot be read to its end",
+            where=str(where),
+            found=str(cause).splitlines()[0][:300],
+            expected="a complete file whose columns have the types that the spec says",
+            fix="get or write the file again; `fullrank data inspect FILE` says what is in it",
+        ) from cause
 
 
 def is_there(source: Any, root: Path) -> bool:
@@ -96,19 +166,24 @@ def is_there(source: Any, root: Path) -> bool:
 
 
 def _key(source: Any, spec: Spec, root: Path, bad_rows: str) -> str:
-    """Returns a name that changes with the spec, the reader and every raw file."""
-    reader = Path(getattr(source, "__file__", None) or __file__)
+    """Returns a name that changes with the spec, the reader, its choices and every raw file."""
+    module = source if isinstance(source, ModuleType) else sys.modules[type(source).__module__]
+    reader = Path(module.__file__ or __file__)
     parts = {
         "fullrank": __version__,
         "spec": spec_to_dict(spec),
         "reader": hashlib.sha256(reader.read_bytes()).hexdigest(),
+        "choices": {}
+        if module is source
+        else vars(source),  # which file is which split, how it is cut
         "bad_rows": bad_rows,
         "files": [
             [str(path), path.stat().st_size, path.stat().st_mtime_ns]
             for path in sorted(_files([root / folder for folder in source.FOLDERS]))
         ],
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _files(places: list[Path]) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from fullrank.data.home import data_root, get
 from fullrank.errors import DownloadError
 from fullrank.workflow.console import console, table
 from fullrank.workflow.data import find_dataset, is_there
+
+_TOLD = ("name", "dtype", "empty", "distinct", "low", "high", "role", "reason", "examples")
 
 
 def list_data(root: Path | None) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def inspect_data(file: Path) -> dict[str, Any]:
         "file": str(file),
         "rows": guess.rows,
         "bad_rows": guess.bad_rows,
-        "columns": [asdict(c) for c in guess.columns],
+        "columns": [{key: getattr(c, key) for key in _TOLD} for c in guess.columns],
         "source": guess.source,
     }
 

@@ -54,12 +54,15 @@ def train_command(asked: Train) -> dict[str, Any]:
         result = train_run(recipe, folder, options)
     if result["interrupted"]:
         console.print(
-            f"interrupted; `fullrank train {asked.recipe} --resume` goes on from {folder}"
+            f"interrupted; the same command with --resume goes on from {folder}", markup=False
         )
         return result | {"folder": str(folder)}
     show_result(result)
-    console.print(f"artefact  {folder / 'artifact'}\nreport    {folder / 'report.html'}")
-    console.print(f"next      fullrank predict {folder / 'artifact'} ROWS.csv")
+    lines = [f"artefact  {folder / 'artifact'}"]
+    if not asked.no_diagnose:
+        lines.append(f"report    {folder / 'report.html'}")
+    lines.append(f"next      fullrank predict {folder / 'artifact'} ROWS.csv")
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
     return result | {"folder": str(folder)}
 
 

@@ -143,7 +143,7 @@ def read_files(
         spec: what the columns mean.
         bad_rows: what happens to rows that cannot be read.
         dialect: of text files; guessed for each file where None.
-        labels: whether the labels must be there; rows to be scored have none.
+        labels: whether labels must be there and right; rows to be scored may have none.
         extra: whether columns that the spec does not know are let through.
 
     Raises:
@@ -153,7 +153,9 @@ def read_files(
     """
     files = data_files(path)
     if files[0].suffix in COLUMNAR:
-        parts = [read_columnar(f, _kinds(spec, _columnar_names(f)), bad_rows) for f in files]
+        parts = [
+            read_columnar(f, _kinds(spec, _columnar_names(f), labels), bad_rows) for f in files
+        ]
         for file, part in zip(files, parts, strict=True):
             _require_known(list(part.collect_schema()), spec, file, labels, extra)
         return pl.concat(parts, how="vertical_relaxed")
@@ -162,7 +164,7 @@ def read_files(
         how = dialect or _sniffed(file)
         names = column_names(file, how)
         _require_known(names, spec, file, labels, extra)
-        rows = read_delimited(file, _kinds(spec, names), bad_rows, dialect=how)
+        rows = read_delimited(file, _kinds(spec, names, labels), bad_rows, dialect=how)
         parts.append(rows.with_columns(_lists(spec, names)))
     return pl.concat(parts)
 
@@ -295,13 +297,13 @@ def _require_known(names: list[str], spec: Spec, path: Path, labels: bool, extra
         )
 
 
-def _kinds(spec: Spec, names: list[str]) -> dict[str, Kind]:
+def _kinds(spec: Spec, names: list[str], labels: bool) -> dict[str, Kind]:
     """Returns how each column of a file is read; what is not named is text."""
     kinds: dict[str, Kind] = {}
     for column in spec.columns:
         if isinstance(column, Number):
             kinds[column.name] = "float"
-        elif isinstance(column, Target):
+        elif isinstance(column, Target) and labels:
             kinds[column.name] = "late_label" if column.observed else "label"
             if column.observed:
                 kinds[column.observed] = "text"
