@@ -43,6 +43,11 @@ class Job(NamedTuple):
     fingerprint: str
     folder: Path
 
+    @property
+    def log(self) -> Path:
+        """What the run said."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
 
 def compare_command(asked: Compare) -> dict[str, Any]:
     """Trains what is not trained yet, then writes the table and the picture."""
@@ -53,13 +58,21 @@ def compare_command(asked: Compare) -> dict[str, Any]:
         expected="at least 1; 5 for an interval that says something",
         fix="raise it",
     )
-    jobs = list(_jobs(asked))
-    waiting = [
-        j for j in jobs if finished(asked.runs, j.recipe.name, j.seed, j.fingerprint) is None
-    ]
+    recipes = [load_recipe(name, asked.set) for name in asked.recipes]
+    names = [recipe.name for recipe in recipes]
+    require(
+        bool(names) and len({*names}) == len(names),
+        where="fullrank compare",
+        found=", ".join(names) or "no recipe",
+        expected="one or more recipes, each name once",
+        fix="name recipes of `fullrank recipes`, or files of your own with different names",
+    )
+    jobs = list(_jobs(asked, recipes))
+    waiting = [j for j in jobs if _finished(j) is None]
     console.print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished already")
-    _run_all(waiting, asked)
-    results = [finished(asked.runs, j.recipe.name, j.seed, j.fingerprint) for j in jobs]
+    if waiting:
+        _run_all(waiting, asked)
+    results = [_finished(j) for j in jobs]
     first = jobs[0].recipe
     comparison = compare(
         [r for r in results if r is not None],
@@ -77,23 +90,30 @@ def compare_command(asked: Compare) -> dict[str, Any]:
     }
 
 
-def _jobs(asked: Compare) -> Iterator[Job]:
-    """Yields every run; prepares the data of each recipe once, before processes need it."""
-    for name in asked.recipes:
-        recipe = load_recipe(name, asked.set)
+def _finished(job: Job) -> RunResult | None:
+    return finished(job.folder.parent, job.recipe.name, job.seed, job.fingerprint)
+
+
+def _jobs(asked: Compare, recipes: list[Recipe]) -> Iterator[Job]:
+    """Yields every run; prepares the data of each recipe once, before processes need it.
+
+    A recipe or data that changes has another folder, so that its results are never mixed with
+    older ones, and both are kept.
+    """
+    for name, recipe in zip(asked.recipes, recipes, strict=True):
         with preparing() as advance:
             data = open_data(recipe.dataset, asked.options(), advance)
         plain = {k: v for k, v in recipe.to_dict().items() if k != "seed"}
         text = json.dumps([plain, data.featurizer.fingerprint()], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        place = asked.runs / f"{recipe.name}-{digest}"
         for seed in range(1, asked.seeds + 1):
-            yield Job(name, recipe, seed, digest, asked.runs / f"{recipe.name}-{digest}-{seed}")
+            yield Job(name, recipe, seed, digest, place / f"seed-{seed}")
 
 
 def _run_all(jobs: list[Job], asked: Compare) -> None:
     """Keeps every core busy; stops all of them when one fails or the user asks for the end."""
     limit = asked.processes or os.cpu_count() or 1
-    asked.runs.mkdir(parents=True, exist_ok=True)
     left, running = list(jobs), dict[subprocess.Popen[bytes], Job]()
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, EtaColumn(), console=console) as bar:
@@ -105,7 +125,7 @@ def _run_all(jobs: list[Job], asked: Compare) -> None:
                     running[_start(job, asked)] = job
                 time.sleep(_POLL_SECONDS)
                 for process in [p for p in running if p.poll() is not None]:
-                    _finish(process, running.pop(process), asked.runs)
+                    _finish(process, running.pop(process))
                     bar.advance(task)
         finally:
             for process in running:
@@ -115,13 +135,13 @@ def _run_all(jobs: list[Job], asked: Compare) -> None:
 
 
 def _start(job: Job, asked: Compare) -> subprocess.Popen[bytes]:
-    folder = RunFolder(job.folder)
-    how = "--resume" if has_state(folder.path) else "--overwrite"
+    how = "--resume" if has_state(RunFolder(job.folder).state) else "--overwrite"
     settings = [*asked.set, f"seed={job.seed}"]
     command = [sys.executable, "-m", "fullrank", "train", job.asked, "--out", str(job.folder), how]
     command += [part for setting in settings for part in ("--set", setting)]
     command += ["--no-diagnose", *_data_flags(asked.options())]
-    log = job.folder.with_suffix(".log").open("wb")
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = job.log.open("wb")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     try:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -138,20 +158,19 @@ def _data_flags(options: DataOptions) -> list[str]:
     return flags
 
 
-def _finish(process: subprocess.Popen[bytes], job: Job, runs: Path) -> None:
-    log = job.folder.with_suffix(".log")
+def _finish(process: subprocess.Popen[bytes], job: Job) -> None:
     if process.returncode != 0:
         raise RunFolderError(
             "a run of the comparison failed",
             where=f"recipe '{job.recipe.name}', seed {job.seed}",
-            found="\n".join(log.read_text(errors="replace").splitlines()[-8:]),
+            found="\n".join(job.log.read_text(errors="replace").splitlines()[-8:]),
             expected="exit code 0",
-            fix=f"read {log}; finished runs are kept, the same command goes on",
+            fix=f"read {job.log}; finished runs are kept, the same command goes on",
         )
     result = RunFolder(job.folder).read_result()
     claim = job.recipe.claim
     write_result(
-        runs,
+        job.folder.parent,
         RunResult(
             recipe=job.recipe.name,
             seed=job.seed,

@@ -12,14 +12,31 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fullrank.disk import write_text
 from fullrank.errors import RunFolderError
+
+_LOCK = ".lock"
+_OURS = (
+    "recipe.json",
+    "card.json",
+    "metrics.jsonl",
+    "mlflow.json",
+    "best.safetensors",
+    "state",
+    "scores",
+    "diagnostics",
+    "tensorboard",
+    "report.html",
+    "artifact",
+    "result.json",
+)
 
 
 @dataclass(frozen=True)
@@ -79,31 +96,56 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
-        """Holds the folder for this process.
+        """Holds the folder for this process. Folders made for it go again if nothing is written.
 
         Raises:
-            RunFolderError: another process holds it, or it has a run and neither `resume` nor
-                `overwrite` was asked for.
+            RunFolderError: another process holds it, it has a run and neither `resume` nor
+                `overwrite` was asked for, or it has other files.
         """
+        made = [p for p in (self.path, *self.path.parents) if not p.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = self.path / ".lock"
-        _take(lock)
+        lock = self.path / _LOCK
+        handle = _take(lock)
         try:
-            if self.recipe.exists() and not (resume or overwrite):
-                finished = self.result.exists()
-                raise RunFolderError(
-                    "a run folder is already in use",
-                    where=str(self.path),
-                    found="a finished run" if finished else "a run that was interrupted",
-                    expected="an empty folder",
-                    fix="choose another with --out, or say --overwrite"
-                    + ("" if finished else " or --resume"),
-                )
-            if overwrite and not resume:
-                _empty(self.path, keep=lock)
+            self._require_free(resume or overwrite)
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            _release(handle, lock)
+            with suppress(OSError):  # one that is not empty, and those above it, stay
+                for folder in made:
+                    folder.rmdir()
+
+    def clear(self) -> None:
+        """Removes a run that is here, and nothing else that lies beside it."""
+        for name in _OURS:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _require_free(self, may_hold_run: bool) -> None:
+        if self.recipe.exists():
+            if may_hold_run:
+                return
+            finished = self.result.exists()
+            raise RunFolderError(
+                "a run folder is already in use",
+                where=str(self.path),
+                found="a finished run" if finished else "a run that was interrupted",
+                expected="an empty folder",
+                fix="choose another with --out, or say --overwrite"
+                + ("" if finished else " or --resume"),
+            )
+        others = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
+        if others:
+            raise RunFolderError(
+                "a folder for a run has other files",
+                where=str(self.path),
+                found=", ".join(others)[:200],
+                expected="an empty folder, or one with a run",
+                fix="choose another folder with --out",
+            )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -115,52 +157,55 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def _take(lock: Path) -> None:
-    """Creates the lock file, taking over one whose process is gone."""
-    for _ in range(2):
-        try:
-            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            holder = _holder(lock)
-            if holder is not None:
-                raise RunFolderError(
-                    "a run folder is already in use",
-                    where=str(lock.parent),
-                    found=f"process {holder} is working in it",
-                    expected="a folder that no other process holds",
-                    fix="wait for it, stop it, or choose another folder with --out",
-                ) from None
-            lock.unlink(missing_ok=True)
-        else:
-            with os.fdopen(handle, "w") as file:
-                file.write(str(os.getpid()))
-            return
-    raise RunFolderError(
-        "a run folder cannot be claimed",
-        where=str(lock),
-        found="another process took it at the same moment",
-        expected="a folder that no other process holds",
-        fix="try again, or choose another folder with --out",
-    )
+def _take(lock: Path) -> int:
+    """Opens and locks a file; the operating system ends the lock with the process, come what may.
+
+    Raises:
+        RunFolderError: a living process holds it.
+    """
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        if not _locked(handle):
+            holder = os.read(handle, 20).decode(errors="replace").strip()
+            os.close(handle)
+            raise RunFolderError(
+                "a run folder is already in use",
+                where=str(lock.parent),
+                found=f"process {holder or 'unknown'} is working in it",
+                expected="a folder that no other process holds",
+                fix="wait for it, stop it, or choose another folder with --out",
+            )
+        if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
+            os.ftruncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
+            return handle
+        os.close(handle)  # its holder took it away between the two lines above: once more
 
 
-def _holder(lock: Path) -> int | None:
-    """Returns the living process that holds a lock, or None."""
+def _release(handle: int, lock: Path) -> None:
+    if sys.platform == "win32":  # there, an open file cannot be removed
+        os.close(handle)
+        lock.unlink(missing_ok=True)
+    else:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    """Returns whether the lock is ours now."""
     try:
-        holder = int(lock.read_text())
-        os.kill(holder, 0)
-    except PermissionError:
-        return holder  # it lives, and is somebody else's
-    except (OSError, ValueError):
-        return None
-    return holder
+        if sys.platform == "win32":
+            import msvcrt
 
-
-def _empty(folder: Path, keep: Path) -> None:
-    for entry in folder.iterdir():
-        if entry == keep:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
+            os.lseek(handle, 1 << 20, os.SEEK_SET)  # past the text, which others may read
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            os.lseek(handle, 0, os.SEEK_SET)
         else:
-            entry.unlink()
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True  # this file system knows no locks; a run is worth more than the guard
+    return True

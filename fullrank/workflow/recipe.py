@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from fullrank.config import override, require, to_dict
-from fullrank.errors import UnknownNameError, nearest
+from fullrank.errors import ConfigError, UnknownNameError, nearest
+from fullrank.model import model_class
 from fullrank.train.config import TrainConfig
 
 
@@ -100,8 +101,9 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> Recipe:
         settings: assignments, applied in order.
 
     Raises:
-        UnknownNameError: there is no such recipe; the nearest name is suggested.
-        ConfigError: a setting is unknown or has the wrong type.
+        UnknownNameError: there is no such recipe or model; the nearest name is suggested.
+        ConfigError: a setting is unknown or has the wrong type, the config belongs to another
+            model, or the file cannot be imported.
     """
     module = _from_file(Path(name)) if name.endswith(".py") else _shipped(name)
     made = getattr(module, "recipe", None)
@@ -124,6 +126,14 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> Recipe:
     built = replace(built, name=Path(name).stem)
     for setting in settings:
         built = override(built, setting)
+    wanted = model_class(built.model).Config
+    require(
+        built.config is None or isinstance(built.config, wanted | dict),
+        where=f"{name}: config of model '{built.model}'",
+        found=f"a {type(built.config).__module__}.{type(built.config).__qualname__}",
+        expected=f"a {wanted.__module__}.{wanted.__qualname__}",
+        fix="give the model its own Config; a recipe for another model is a file of your own",
+    )
     return built
 
 
@@ -149,10 +159,21 @@ def _from_file(path: Path) -> ModuleType:
             expected="a Python file with a function recipe()",
             fix="check the path",
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"_fullrank_recipe_{path.stem}"  # trap: a file named random.py is not Python's random
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses of the file look themselves up by module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # dataclasses of the file look themselves up by module
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as cause:
+        line = f", line {cause.lineno}" if isinstance(cause, SyntaxError) and cause.lineno else ""
+        raise ConfigError(
+            "a recipe file cannot be imported",
+            where=f"{path}{line}",
+            found=f"{type(cause).__name__}: {cause.msg}",
+            expected="Python whose imports are installed",
+            fix="correct the file",
+        ) from cause
     return module

@@ -70,6 +70,7 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
 
     Raises:
         RunFolderError: the folder is in use.
+        MetricUndefinedError: all main labels of a held-out split are equal.
         StateError: the state in the folder belongs to other data or choices.
         DivergedError: training diverged; the last good state is kept.
     """
@@ -77,8 +78,14 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
     run = RunFolder(folder)
     with run.claimed(resume=options.resume, overwrite=options.overwrite):
         data = open_data(recipe.dataset, options.data, options.preparing)
-        write_json(run.recipe, recipe.to_dict() | {"data": str(data.folder)})
+        _require_both_labels(data)
         model = build(recipe, data)
+        if options.overwrite and not options.resume:  # only now, when the new run can begin
+            run.clear()
+        asked = recipe.to_dict() | {"data": str(data.folder)}
+        state = load_state(run.state) if options.resume and has_state(run.state) else None
+        if state is None:
+            write_json(run.recipe, asked)
         began = time.perf_counter()
         state = train(
             model,
@@ -87,7 +94,7 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
             folder=folder,
             validate=lambda m: validation(m, data),
             monitor=training_monitor(recipe, run) if options.diagnose else None,
-            state=load_state(run.state) if options.resume and has_state(run.state) else None,
+            state=state,
             identity={
                 "model": recipe.model,
                 "config": to_dict(recipe.config),
@@ -97,6 +104,7 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
             },
             progress=options.progress,
         )
+        write_json(run.recipe, asked)  # a state of another run was refused before this
         if state.interrupted:
             return {"interrupted": True, "epoch": state.epoch, "batch": state.batch}
         cost = {
@@ -109,6 +117,25 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
             result["verdicts"] = diagnose_model(run, data, model, result)
         write_json(run.result, result)
     return result
+
+
+def _require_both_labels(data: Prepared) -> None:
+    """Refuses, before hours of training, splits on which no AUC can be measured."""
+    label = data.schema.labels[0].name
+    for name in ("valid", "test"):
+        seen: set[float] = set()
+        for batch in data.splits[name].batches():
+            seen.update(batch.labels[label][batch.observed[label]].tolist())
+            if len(seen) == 2:
+                break
+        else:
+            raise MetricUndefinedError(
+                "the AUC of a held-out split is undefined: all labels are equal",
+                where=f"label '{label}' of split '{name}'",
+                found=", ".join(f"only {value:.0f}" for value in seen) or "no known label",
+                expected="both labels among the rows where it is known",
+                fix="split elsewhere, or give more rows",
+            )
 
 
 def build(recipe: Recipe, data: Prepared) -> nn.Module:
