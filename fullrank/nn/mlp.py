@@ -19,6 +19,11 @@ def linear(in_dim: int, out_dim: int, *, bias: bool = True) -> nn.Linear:
     return layer
 
 
+def _activation(name: Activation) -> nn.Module:
+    # In place: neither a linear layer nor a norm reads its own output when it differentiates.
+    return nn.ReLU(inplace=True) if name == "relu" else nn.GELU()
+
+
 class RowSafeBatchNorm(nn.BatchNorm1d):
     """Batch normalisation (Ioffe & Szegedy, 2015) that accepts a single row while training.
 
@@ -65,7 +70,7 @@ class MLP(nn.Module):
             layers.append(linear(in_dim, width, bias=not batch_norm))
             if batch_norm:
                 layers.append(RowSafeBatchNorm(width))
-            layers.append(nn.ReLU() if activation == "relu" else nn.GELU())
+            layers.append(_activation(activation))
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))
             in_dim = width

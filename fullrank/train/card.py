@@ -17,7 +17,7 @@ _NORMS = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm")
 _SCALE_ROWS = 100_000  # rows of a table that are looked at
 
 
-def model_card(
+def model_card(  # length: one line per default that changes a result
     model: nn.Module, config: TrainConfig, optimizers: Optimizers, precision: str
 ) -> dict[str, dict[str, Any]]:
     """Describes a run by looking at its modules and settings.
@@ -71,6 +71,9 @@ def model_card(
             "precision": precision,
             "compile": config.compile,
             "threads": config.threads or torch.get_num_threads(),
+            "freed memory": "kept for the next step"
+            if config.keep_memory
+            else "as the system does",
         },
         "thresholds": {
             "clip norm": config.clip_norm,

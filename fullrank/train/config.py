@@ -8,7 +8,7 @@ from typing import Literal
 from fullrank.config import require, require_between, require_positive
 
 # Settings that leave every weight as it is, so that a resumed run may change them.
-HARMLESS = ("log_every", "save_every", "monitor_every", "tensorboard", "mlflow")
+HARMLESS = ("log_every", "save_every", "monitor_every", "tensorboard", "mlflow", "keep_memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,7 @@ class TrainConfig:
             CPU without bf16 units autocast is 7 to 8 times slower.
         compile: run the model through `torch.compile`. Measured on a CPU it changes the speed of
             DCN-V2 and RankMixer by under 6 % and costs up to a minute, hence off.
+        keep_memory: see `memory.keep_freed_memory`; False leaves the C library as it is.
         threads: of torch; None leaves the process as it is.
         explode_factor: see `guard.Guard`.
         explode_steps: see `guard.Guard`.
@@ -77,6 +78,7 @@ class TrainConfig:
     clip_norm: float | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
+    keep_memory: bool = True
     threads: int | None = None
     explode_factor: float = 20.0
     explode_steps: int = 20

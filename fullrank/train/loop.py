@@ -22,6 +22,7 @@ from fullrank.train.display import Display
 from fullrank.train.guard import Guard
 from fullrank.train.keep import Keeper, require_unused
 from fullrank.train.log import MetricsLog
+from fullrank.train.memory import keep_freed_memory
 from fullrank.train.optim import build_optimizers, clip_gradients
 from fullrank.train.schedule import rate_factor
 from fullrank.train.state import TrainState
@@ -96,6 +97,8 @@ def train(  # length: one flat function, so that the order of events is read in 
         ConfigError: `validate` does not return `config.metric`.
         ExtraMissingError: TensorBoard or MLflow is asked for and not installed.
     """
+    if config.keep_memory:
+        keep_freed_memory()
     device = next(model.parameters()).device
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     precision = resolve_precision(config, device)
