@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fullrank import __version__
 from fullrank.config import from_dict, to_dict
 from fullrank.data.featurizer import Featurizer
-from fullrank.disk import written_whole
+from fullrank.disk import raise_if_full, written_whole
 from fullrank.errors import ArtifactError
 from fullrank.lookup import Lookup, Provenance
 from fullrank.model import Assets, create
@@ -312,16 +312,23 @@ def _swap(fresh: Path, folder: Path) -> None:
         if replaces:  # a folder cannot be replaced in one step, only moved aside
             os.replace(folder, older)
         os.replace(fresh, folder)
-    except OSError:
+    except OSError as cause:
         if replaces and older.exists():
             os.replace(older, folder)
         shutil.rmtree(fresh, ignore_errors=True)
+        raise_if_full(cause, folder)
         raise
     shutil.rmtree(older, ignore_errors=True)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({n: t.contiguous() for n, t in tensors.items()}, path)
+    plain, places = {}, set[int]()
+    for name, x in tensors.items():
+        x = x.detach().contiguous()
+        place = x.untyped_storage().data_ptr()
+        plain[name] = x.clone() if place in places else x  # the format has no tied tensors
+        places.add(place)
+    save_file(plain, path)
     path.chmod(0o644)  # safetensors makes files that only their owner can read
 
 

@@ -86,5 +86,15 @@ class Predictor:
                 yield chunk, self.score(chunk)
 
     def _probabilities(self, batch: Batch) -> dict[str, np.ndarray]:
-        logits = self.logits(batch)
-        return {n: torch.sigmoid(torch.from_numpy(x)).numpy() for n, x in logits.items()}
+        return {label: probabilities(logit) for label, logit in self.logits(batch).items()}
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Returns 1 / (1 + exp(-x)) for every logit, float32, the same bits at any place in an array.
+
+    trap: torch.sigmoid in float32 gives the last elements of an array, which do not fill a vector
+    register, other last bits than the ones before them. Hence float64, then one rounding.
+    """
+    with np.errstate(over="ignore"):  # exp(-x) of a very low logit: 1 / (1 + inf) is right
+        wide = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    return wide.astype(np.float32)
