@@ -124,12 +124,24 @@ def test_a_changed_byte_is_refused(saved, name):
     Predictor.load(saved)
 
 
+def test_a_better_number_in_the_manifest_is_refused(saved):
+    text = (saved / "artifact.json").read_text()
+    (saved / "artifact.json").write_text(text.replace('"auc": 0.5', '"auc": 0.9'))
+    assert "fingerprint" in refused(saved).found
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_and_a_truncated_file_are_refused(saved, name):
     content = (saved / name).read_bytes()
     for part in (b"", content[:-1], content[: len(content) // 2]):
         (saved / name).write_bytes(part)
-        assert Path(name).name in refused(saved).where
+        error = refused(saved)
+        assert Path(name).name in error.where
+        if name != "artifact.json":
+            assert (error.found, error.expected) == (
+                f"{len(part):,} bytes",
+                f"{len(content):,} bytes",
+            )
     (saved / name).unlink()
     error = refused(saved)
     assert Path(name).name in error.where
