@@ -25,7 +25,7 @@ check: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/codespell fullrank tests bench docs README.md
+	$(VENV)/bin/codespell fullrank docs README.md bench/*.py bench/peers
 	$(PY) bench/lengths.py
 
 bench: $(STAMP)

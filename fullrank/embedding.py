@@ -183,7 +183,9 @@ class Embeddings(nn.Module):
     def _pooled(self, bag: Jagged, field: Bag) -> Tensor:
         ids = self._inside(bag.values["value"], field.table, field.name) + self._start[field.table]
         if ids.numel() == 0:
-            return self.rows.new_zeros(len(bag), self.dim) + 0.0 * self.rows[0]
+            first = torch.zeros(1, dtype=torch.int64, device=ids.device)
+            # A look-up of no weight keeps the table in the graph, with a sparse gradient if asked.
+            return self.rows.new_zeros(len(bag), self.dim) + 0.0 * self._look_up(first)
         return F.embedding_bag(
             ids.to(torch.int64), self.rows, bag.offsets[:-1], mode="mean", sparse=self.sparse
         )

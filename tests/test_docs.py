@@ -12,7 +12,9 @@ import fullrank
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
-    m.name for m in pkgutil.walk_packages(fullrank.__path__, "fullrank.") if "__main__" not in m.name
+    m.name
+    for m in pkgutil.walk_packages(fullrank.__path__, "fullrank.")
+    if "__main__" not in m.name
 )
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

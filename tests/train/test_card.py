@@ -47,7 +47,8 @@ CHANGED = {
     "table_optimizer": "lazy_adam", "table_learning_rate": 0.7, "table_l2": 0.1,
     "schedule": "cosine", "warmup_steps": 9, "final_factor": 0.3, "metric": "logloss",
     "higher_is_better": False, "patience": 5, "restore_best": False, "accumulate": 4,
-    "clip_norm": 2.0, "compile": True, "keep_memory": False, "threads": 3, "explode_factor": 7.0, "explode_steps": 8,
+    "clip_norm": 2.0, "compile": True, "keep_memory": False, "threads": 3,
+    "explode_factor": 7.0, "explode_steps": 8,
 }  # fmt: skip
 # "precision" arrives resolved, "plateau_factor" counts with its schedule; the rest changes nothing.
 SILENT = {"precision", "plateau_factor", "log_every", "save_every", "monitor_every"}
