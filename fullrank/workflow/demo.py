@@ -68,8 +68,8 @@ def demo(out: Path, options: DataOptions) -> dict[str, Any]:
         f"the best      {artifact}  ({best['recipe']})\n"
         f"next          open the report; then\n"
         f"              fullrank predict {artifact} YOUR_ROWS.csv --out scored.csv\n"
-        f"              fullrank data inspect YOUR_LOG.csv      (your own data: a first Spec)\n"
-        f"              fullrank recipes                        (what else can be trained)",
+        f"              fullrank data inspect YOUR_LOG.csv   (your own data)\n"
+        f"              fullrank recipes                     (what else there is)",
         markup=False,
     )
     return {
@@ -111,12 +111,15 @@ def _show(results: list[dict[str, Any]], best: str) -> None:
             r["test"]["logloss"],
             r["parameters"],
             r["train_seconds"],
-            r["verdicts"][0],
+            r["verdicts"][0].partition(":")[0],
         ]
         for r in results
     ]
     columns = ["model", "test AUC", "log-loss", "parameters", "seconds", "what the diagnosis says"]
     table("three rankers on the held-out split (* the best)", columns, rows)
+    for r in results:
+        for verdict in r["verdicts"]:
+            console.print(f"{r['recipe']}: {verdict}", markup=False)
 
 
 def _score_rows(artifact: Path, plan: _Plan) -> list[dict[str, Any]]:
