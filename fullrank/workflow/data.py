@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from fullrank import __version__
 from fullrank.data.checks import check
-from fullrank.data.datasets import dataset
+from fullrank.data.datasets import dataset, note
 from fullrank.data.home import cache_folder, data_root
 from fullrank.data.prepare import Prepared, Progress, prepare
 from fullrank.data.spec import Spec
@@ -105,7 +105,7 @@ def _made(
     with refusing_broken(source.NAME):
         splits = source.load(root, bad_rows)
         _require_parts(splits, source.NAME)
-        notes = tuple(n for n in (getattr(source, "NOTE", ""),) if n)
+        notes = tuple(n for n in (note(source, root),) if n)
         notes += tuple(check(splits, spec, name=source.NAME))
         if bad_rows.count:
             where = folder / _BAD_ROWS
@@ -162,7 +162,9 @@ def refusing_broken(where: object) -> Iterator[None]:
 
 def is_there(source: Any, root: Path) -> bool:
     """Returns whether the raw files of a dataset are on this machine."""
-    return any((root / folder).exists() for folder in source.FOLDERS)
+    needs = getattr(source, "NEEDS", ())
+    folders = any((root / folder).exists() for folder in source.FOLDERS)
+    return folders and all((root / file).exists() for file in needs)
 
 
 def _key(source: Any, spec: Spec, root: Path, bad_rows: str) -> str:

@@ -76,7 +76,7 @@ def inspect_data(file: Path) -> dict[str, Any]:
     guess = inspect(file)
     rows = [[c.name, c.dtype, c.empty, c.distinct, c.role, c.reason] for c in guess.columns]
     table(str(file), ["column", "type", "empty", "distinct", "guess", "because"], rows)
-    console.print(guess.source, markup=False)
+    console.print(guess.source, markup=False, soft_wrap=True)  # to be pasted
     return {
         "file": str(file),
         "rows": guess.rows,

@@ -47,9 +47,8 @@ def demo(out: Path, options: DataOptions) -> dict[str, Any]:
     results = []
     for recipe in plan.recipes:
         console.rule(recipe.name)
-        with preparing() as advance:
-            run = RunOptions(data=plan.data, overwrite=True, preparing=advance)
-            results.append(train_run(recipe, out / recipe.name, run))
+        run = RunOptions(data=plan.data, overwrite=True, preparing=preparing)
+        results.append(train_run(recipe, out / recipe.name, run))
         if results[-1]["interrupted"]:
             console.print("interrupted; `fullrank demo` starts again")
             return {"interrupted": True}

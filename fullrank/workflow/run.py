@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ class RunOptions:
         overwrite: empty a folder that holds another run.
         diagnose: measure collapse, during training and after it.
         progress: True draws bars, False is silent, None looks at the terminal.
-        preparing: called while data is prepared.
+        preparing: opened while data is prepared, such as `console.preparing`: a bar of its own,
+            closed before training draws one. None is silent.
     """
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -53,7 +55,7 @@ class RunOptions:
     overwrite: bool = False
     diagnose: bool = True
     progress: bool | None = None
-    preparing: Progress | None = None
+    preparing: Callable[[], AbstractContextManager[Progress]] | None = None
 
 
 def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -> dict[str, Any]:
@@ -77,7 +79,8 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
     options = options or RunOptions()
     run = RunFolder(folder)
     with run.claimed(resume=options.resume, overwrite=options.overwrite):
-        data = open_data(recipe.dataset, options.data, options.preparing)
+        with options.preparing() if options.preparing else nullcontext() as advance:
+            data = open_data(recipe.dataset, options.data, advance)
         _require_both_labels(data)
         model = build(recipe, data)
         if options.overwrite and not options.resume:  # only now, when the new run can begin

@@ -43,15 +43,14 @@ def train_command(asked: Train) -> dict[str, Any]:
     """Trains a recipe with bars, prints the result and says what to do next."""
     recipe = load_recipe(asked.recipe, asked.set)
     folder = asked.out or Path("runs") / recipe.name
-    with preparing() as advance:
-        options = RunOptions(
-            data=asked.options(),
-            resume=asked.resume,
-            overwrite=asked.overwrite,
-            diagnose=not asked.no_diagnose,
-            preparing=advance,
-        )
-        result = train_run(recipe, folder, options)
+    options = RunOptions(
+        data=asked.options(),
+        resume=asked.resume,
+        overwrite=asked.overwrite,
+        diagnose=not asked.no_diagnose,
+        preparing=preparing,
+    )
+    result = train_run(recipe, folder, options)
     if result["interrupted"]:
         console.print(
             f"interrupted; the same command with --resume goes on from {folder}", markup=False

@@ -108,8 +108,8 @@ def dataset(name: str | Path, spec: Spec | None = None) -> Dataset:
     )
 
 
-def note(name: str, root: Path) -> str:
+def note(named: str | Dataset, root: Path) -> str:
     """Returns what a report must say about the files that are read from this root."""
-    found = dataset(name)
+    found = dataset(named) if isinstance(named, str) else named
     of_root = getattr(found, "note", None)
     return str(of_root(root)) if of_root else found.NOTE

@@ -18,6 +18,7 @@ from fullrank.data.text import BadRows, Dialect, Kind, read_delimited
 
 NAME = "ml_1m"
 FOLDERS = ("ml-1m",)  # below the data root
+NEEDS = ("ml-1m/ratings.dat",)  # the folder alone may hold an extract without ratings
 TITLE = "MovieLens 1M"
 LICENCE = movielens.LICENCE
 HOME = "https://grouplens.org/datasets/movielens/1m/"

@@ -8,6 +8,7 @@ file of their own, which nothing here reads.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,17 @@ def spec_at(root: Path) -> Spec:
         DataMissingError: there is no simulated log.
     """
     return spec(read_world(root / NAME))
+
+
+def note(root: Path) -> str:
+    """Returns the best scores that any model can reach on the held-out split."""
+    found = json.loads((root / NAME / "truth.json").read_text())["test"]
+    scores = (
+        f"{label} AUC {v['auc_realised']:.4f}, log-loss {v['log_loss_realised']:.4f}"
+        for label, v in found.items()
+        if v["auc_realised"] is not None
+    )
+    return "simulated; the best possible on the test split: " + "; ".join(scores)
 
 
 def load(root: Path, bad_rows: BadRows) -> dict[str, pl.LazyFrame]:
