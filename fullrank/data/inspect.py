@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from fullrank.data.datasets.tabular import COLUMNAR, data_files, read_columnar
 from fullrank.data.text import BadRow, BadRows, Dialect
 from fullrank.data.text.delimited import read_frames
-from fullrank.data.text.lines import open_text, refuse_binary
+from fullrank.data.text.lines import open_text, refuse_binary, refusing_damage
 from fullrank.errors import DataFormatError
 
 Role = Literal[
@@ -154,7 +154,7 @@ def sniff(path: Path) -> Dialect:
     Raises:
         DataFormatError: it is binary, empty or libfm.
     """
-    with open_text(path) as file:
+    with open_text(path) as file, refusing_damage(str(path)):
         head = file.read(1 << 18)
     refuse_binary(path, head)
     encoding = "utf-8"
@@ -163,6 +163,14 @@ def sniff(path: Path) -> Dialect:
     except UnicodeDecodeError:
         encoding = "latin-1"
     lines = [x for x in head.decode(encoding, "replace").splitlines()[:200] if x]
+    if not lines:
+        raise DataFormatError(
+            "a file has no rows",
+            where=str(path),
+            found="blank lines alone",
+            expected="delimited text, Parquet or Arrow",
+            fix="get the file again, or name another one",
+        )
     if len(lines) > 2 and len(head) == 1 << 18:
         lines = lines[:-1]  # may be cut
     if re.match(r"^[+-]?\d+( \d+:\S+)+\s*$", lines[-1]):

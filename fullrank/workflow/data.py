@@ -26,7 +26,7 @@ from fullrank.data.spec import Spec
 from fullrank.data.spec_json import spec_to_dict
 from fullrank.data.text import BadRows
 from fullrank.disk import raise_if_full
-from fullrank.errors import ArtifactError, DataFormatError, SplitError
+from fullrank.errors import ArtifactError, DataFormatError, SchemaError, SplitError
 
 _BAD_ROWS = "bad_rows.jsonl"  # beside prepared data: what was left out of it
 
@@ -100,6 +100,14 @@ def _made(
     options: DataOptions,
     progress: Progress | None,
 ) -> Prepared:
+    if not spec.targets():
+        raise SchemaError(
+            "a spec names no label",
+            where=f"spec of '{source.NAME}'",
+            found="columns " + ", ".join(c.name for c in spec.columns),
+            expected="at least one Target",
+            fix="say which column is 0 or 1 for each row: Target(name=...)",
+        )
     quarantining = options.bad_rows == "quarantine"
     bad_rows = BadRows(options.bad_rows, options.quarantine if quarantining else None)
     with refusing_broken(source.NAME):

@@ -18,6 +18,7 @@ from fullrank.batch import Batch
 from fullrank.config import to_dict
 from fullrank.data.loader import Loader
 from fullrank.data.prepare import Prepared, Progress
+from fullrank.disk import written_whole
 from fullrank.errors import MetricUndefinedError
 from fullrank.evaluate.bootstrap import bootstrap
 from fullrank.evaluate.metric import Metric
@@ -163,8 +164,8 @@ def with_plain_names(values: Mapping[str, float], labels: list[str]) -> dict[str
 def measured(recipe: Recipe, data: Prepared, model: nn.Module, run: RunFolder) -> dict[str, Any]:
     """Measures a trained model on the test split and writes its artefact."""
     metrics, scores = measure(model, data.splits["test"].batches(_VALID_ROWS), data.schema)
-    (run.path / "scores").mkdir(exist_ok=True)
-    save_file(scores.logits, run.path / "scores" / "test.safetensors")
+    with written_whole(run.path / "scores" / "test.safetensors") as draft:
+        save_file(scores.logits, draft)
     result: dict[str, Any] = {
         "recipe": recipe.name,
         "dataset": recipe.to_dict()["dataset"],

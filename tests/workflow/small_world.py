@@ -50,9 +50,20 @@ def write_world(folder: Path, *, shuffled: bool = False) -> np.ndarray:
 
 
 def write_recipe(
-    path: Path, data: Path, *, model: str = "lr", config: str = "", **train: Any
+    path: Path,
+    data: Path,
+    *,
+    model: str = "lr",
+    config: str = "",
+    columns: str = "",
+    spec: str = "",
+    ending: str = "csv",
+    **train: Any,
 ) -> Path:
-    """Writes a recipe as a user would: a Python file beside the data."""
+    """Writes a recipe as a user would: a Python file.
+
+    `columns` and `spec` are code: more columns, each with a comma, and more arguments of Spec.
+    """
     settings = {"epochs": 4, "batch_size": 64, "learning_rate": 0.05, "threads": 1} | train
     given = ", ".join(f"{k}={v!r}" for k, v in settings.items())
     text = f'''
@@ -61,7 +72,7 @@ def write_recipe(
         from pathlib import Path
 
         from fullrank.data.datasets.tabular import from_files
-        from fullrank.data.spec import Category, Number, Spec, Target
+        from fullrank.data.spec import Category, Event, History, Number, Spec, Target
         from fullrank.model import model_class
         from fullrank.train.config import TrainConfig
         from fullrank.workflow.recipe import Claim, Recipe
@@ -69,14 +80,15 @@ def write_recipe(
         DATA = Path({str(data)!r})
         SPEC = Spec(
             columns=(
-                Category(name="user"), Category(name="ad"),
-                Number(name="price"), Target(name="click"),
-            )
+                Category(name="user"), Category(name="ad"), Number(name="price"), {columns}
+                Target(name="click"),
+            ),
+            {spec}
         )
 
 
         def recipe() -> Recipe:
-            splits = {{name: DATA / f"{{name}}.csv" for name in ("train", "valid", "test")}}
+            splits = {{name: DATA / f"{{name}}.{ending}" for name in ("train", "valid", "test")}}
             return Recipe(
                 dataset=from_files(splits, SPEC),
                 model={model!r},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,7 +161,7 @@ def read_files(
         return pl.concat(parts, how="vertical_relaxed")
     parts = []
     for file in files:
-        how = dialect or _sniffed(file)
+        how = dialect or _sniffed(file, spec)
         names = column_names(file, how)
         _require_known(names, spec, file, labels, extra)
         rows = read_delimited(file, _kinds(spec, names, labels), bad_rows, dialect=how)
@@ -333,7 +333,10 @@ def _lists(spec: Spec, names: list[str]) -> list[pl.Expr]:
     return [e for e in made if e.meta.output_name() in names]
 
 
-def _sniffed(path: Path) -> Dialect:
+def _sniffed(path: Path, spec: Spec) -> Dialect:
     from fullrank.data.inspect import sniff
 
-    return sniff(path)
+    guess = sniff(path)
+    named = replace(guess, header=True)
+    # A header without rows looks like a row; the spec knows better.
+    return named if {*column_names(path, named)} & spec.accounted() else guess

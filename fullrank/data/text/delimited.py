@@ -21,6 +21,7 @@ from fullrank.data.text.lines import (
     Dialect,
     open_text,
     refuse_binary,
+    refusing_damage,
     screened,
     without_first,
 )
@@ -149,9 +150,9 @@ def read_blocks(
 
 def column_names(path: Path, dialect: Dialect) -> list[str]:
     """Returns the header of a file, or c0, c1, ... where it has none."""
-    with open_text(path) as file:
+    with open_text(path) as file, refusing_damage(str(path)):
         head = file.readline(MAX_ROW)
-    refuse_binary(path, head)
+        refuse_binary(path, head + file.read(4096))
     line = head.decode(dialect.encoding, "replace").removeprefix("\ufeff").rstrip("\r\n")
     if not dialect.quote or len(dialect.separator) > 1:
         values = line.split(dialect.separator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -120,6 +121,21 @@ def open_text(path: Path) -> BinaryIO:
     return file
 
 
+@contextmanager
+def refusing_damage(where: str) -> Iterator[None]:
+    """Turns what a truncated or damaged gzip stream raises into a DataFormatError."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataFormatError(
+            "a gzip file is truncated or damaged",
+            where=where,
+            found=str(error),
+            expected="a complete gzip stream",
+            fix="get the file again",
+        ) from error
+
+
 def refuse_binary(path: Path, head: bytes) -> None:
     """Raises DataFormatError where the first bytes of a file are not those of text."""
     kinds = [kind for magic, kind in _MAGIC if head.startswith(magic)]
@@ -140,16 +156,8 @@ def _stretches(path: Path, dialect: Dialect) -> Iterator[tuple[bytes, int]]:
     rest, line, first = b"", 1, True
     with open_text(path) as file:
         while True:
-            try:
+            with refusing_damage(f"{path}, after line {line:,}"):
                 data = file.read(_BLOCK)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise DataFormatError(
-                    "a gzip file is truncated or damaged",
-                    where=f"{path}, after line {line:,}",
-                    found=str(error),
-                    expected="a complete gzip stream",
-                    fix="get the file again",
-                ) from error
             if first:
                 refuse_binary(path, data)
                 data, first = data.removeprefix(b"\xef\xbb\xbf"), False
