@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import polars as pl
 import torch
 
 from fullrank.batch import Batch, Columns, Jagged
+from fullrank.data.numbers import NumberStats, encode_number
 from fullrank.data.spec import Category, History, Number, Spec, Tags, Vector
 from fullrank.errors import DataFormatError, LabelError
 from fullrank.schema import Schema
@@ -19,15 +21,6 @@ if TYPE_CHECKING:
 
 
 _TILE_ROWS = 2048  # of a block with dozens of columns: a tile fits the cache
-
-
-@dataclass(frozen=True)
-class NumberStats:
-    """Training statistics of a numeric column: (x - mean) / deviation; empty becomes `fill`."""
-
-    mean: float
-    deviation: float
-    fill: float
 
 
 @dataclass(eq=False)
@@ -97,28 +90,9 @@ def assemble(
     )
 
 
-def fit_numbers(train: pl.LazyFrame, columns: list[Number]) -> dict[str, NumberStats]:
-    """Learns mean and deviation of every numeric column in one streaming pass."""
-    if not columns:
-        return {}
-    names = [c.name for c in columns]
-    values = train.select(_transformed(c).alias(c.name) for c in columns)  # each computed once
-    wanted = [pl.col(n).mean().alias(f"{n}\0mean") for n in names]
-    wanted += [pl.col(n).std(ddof=0).alias(f"{n}\0std") for n in names]
-    row = values.select(wanted).collect(engine="streaming").row(0, named=True)
-    stats = {}
-    for c in columns:
-        mean, deviation = row[f"{c.name}\0mean"] or 0.0, row[f"{c.name}\0std"] or 0.0
-        if c.transform == "none":
-            stats[c.name] = NumberStats(0.0, 1.0, float(mean))
-        else:  # a constant column stays at zero rather than being divided by zero
-            stats[c.name] = NumberStats(float(mean), float(deviation) or 1.0, 0.0)
-    return stats
-
-
 def encode(featurizer: Featurizer, frame: pl.DataFrame, has_labels: bool) -> Encoded:
     """Encodes every column of a frame; see Featurizer for what is refused."""
-    spec, out = featurizer.spec, Encoded(len(frame))
+    spec, out = featurizer.spec, encode_rest(featurizer, frame, has_labels)
     categorical = [c for c in spec.columns if isinstance(c, Category)]
     if categorical:
         missing = np.zeros(len(frame), dtype=np.int32)
@@ -126,11 +100,21 @@ def encode(featurizer: Featurizer, frame: pl.DataFrame, has_labels: bool) -> Enc
             featurizer.table_of(c).rows(frame[c.name]) if c.name in frame.columns else missing
             for c in categorical
         ]
-        out.blocks["categorical"] = _side_by_side(ids, np.int32)
+        out.blocks["categorical"] = side_by_side(
+            ids, np.empty((len(frame), len(ids)), dtype=np.int32)
+        )
     numbers = [c for c in spec.columns if isinstance(c, Number)]
     if numbers:
-        values = [_numbers(n, frame, featurizer.numbers.get(n.name)) for n in numbers]
-        out.blocks["numeric"] = _side_by_side(values, np.float32)
+        values = [_number(n, frame, featurizer.numbers.get(n.name)) for n in numbers]
+        out.blocks["numeric"] = side_by_side(
+            values, np.empty((len(frame), len(values)), np.float32)
+        )
+    return out
+
+
+def encode_rest(featurizer: Featurizer, frame: pl.DataFrame, has_labels: bool) -> Encoded:
+    """Encodes what is not a Category or a Number, from a frame that may lack those."""
+    spec, out = featurizer.spec, Encoded(len(frame))
     for c in spec.columns:
         match c:
             case Tags():
@@ -147,16 +131,20 @@ def encode(featurizer: Featurizer, frame: pl.DataFrame, has_labels: bool) -> Enc
     return out
 
 
-def _side_by_side(columns: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
-    """Lays columns out as rows [B, C]."""
-    rows = len(columns[0])
-    block = np.empty((rows, len(columns)), dtype=dtype)
+def side_by_side(columns: Sequence[np.ndarray], block: np.ndarray) -> np.ndarray:
+    """Writes columns [B] into a block [B, C], and returns it."""
     # cost: a whole column at a time would miss the cache at every value, six times slower
-    for start in range(0, rows, _TILE_ROWS):
+    for start in range(0, len(block), _TILE_ROWS):
         tile = slice(start, start + _TILE_ROWS)
         for i, column in enumerate(columns):
             block[tile, i] = column[tile]
     return block
+
+
+def _number(column: Number, frame: pl.DataFrame, stats: NumberStats | None) -> np.ndarray:
+    if stats is None or column.name not in frame.columns:
+        return np.full(len(frame), stats.fill if stats else 0.0, dtype=np.float32)
+    return encode_number(column, frame[column.name], stats)
 
 
 def _encode_context(spec: Spec, frame: pl.DataFrame, out: Encoded) -> None:
@@ -201,29 +189,6 @@ def _group_ids(values: pl.Series) -> np.ndarray:
     if values.dtype.is_integer():
         return values.cast(pl.Int64).fill_null(0).to_numpy()
     return values.cast(pl.String).fill_null("").hash().to_numpy().view(np.int64)
-
-
-def _transformed(column: Number) -> pl.Expr:
-    x = pl.col(column.name).cast(pl.Float64, strict=False)
-    return x.sign() * x.abs().log1p() if column.transform == "log" else x
-
-
-def _numbers(column: Number, frame: pl.DataFrame, stats: NumberStats | None) -> np.ndarray:
-    if stats is None or column.name not in frame.columns:
-        return np.full(len(frame), stats.fill if stats else 0.0, dtype=np.float32)
-    x = frame.select(_transformed(column))[column.name]
-    wrong = ~x.is_finite().fill_null(True)
-    if wrong.any():
-        row = int(wrong.arg_max() or 0)
-        raise DataFormatError(
-            "a number is not finite",
-            where=f"column '{column.name}', row {row}",
-            found=f"{frame[column.name][row]!r} ({int(wrong.sum()):,} such rows)",
-            expected="a finite number, or nothing at all",
-            fix="leave the value empty, or filter the rows",
-        )
-    scaled = (x - stats.mean) / stats.deviation
-    return scaled.fill_null(stats.fill).cast(pl.Float32).to_numpy()
 
 
 def tag_lists(values: pl.Expr, frame: pl.DataFrame | pl.LazyFrame, column: Tags) -> pl.Expr:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import pyarrow as pa
 
 from fullrank.batch import Batch
 from fullrank.data import encode
-from fullrank.data.encode import Encoded, NumberStats
+from fullrank.data.encode import Encoded
+from fullrank.data.numbers import NumberStats, fit_numbers
 from fullrank.data.spec import Category, Column, History, Number, Spec, Tags, Target, Vector
 from fullrank.data.spec_json import spec_from_dict, spec_to_dict
 from fullrank.data.vocab import Vocabulary
@@ -68,6 +70,7 @@ class Featurizer:
 
         Raises:
             SchemaError: a column that the spec needs is missing.
+            DataFormatError: a number is NaN or infinite.
         """
         known = train.collect_schema()
         spec_columns = spec.raw_columns()
@@ -82,7 +85,7 @@ class Featurizer:
             for table, owners in _tables(spec).items()
         }
         numbers = [c for c in spec.columns if isinstance(c, Number) and c.name in known]
-        return cls(spec, vocabularies, encode.fit_numbers(train, numbers))
+        return cls(spec, vocabularies, fit_numbers(train, numbers))
 
     def __call__(self, rows: pa.Table | pl.DataFrame) -> Batch:
         """Encodes raw rows; labels may be absent, as in serving.
@@ -101,11 +104,20 @@ class Featurizer:
 
     def encode(self, frame: pl.DataFrame) -> Encoded:
         """Encodes raw rows into contiguous blocks; see `__call__` for what is refused."""
-        has_labels = all(t.name in frame.columns for t in self.spec.targets())
+        return encode.encode(self, frame, self.require(frame.columns))
+
+    def require(self, names: list[str]) -> bool:
+        """Refuses rows that lack a column; returns whether they have their labels.
+
+        Raises:
+            SchemaError: a column that is not optional is missing.
+        """
+        present = set(names)
+        has_labels = all(t.name in present for t in self.spec.targets())
         for name, optional in self.spec.raw_columns(labels=has_labels).items():
-            if name not in frame.columns and not optional:
-                raise _missing(name, set(frame.columns), "rows")
-        return encode.encode(self, frame, has_labels)
+            if name not in present and not optional:
+                raise _missing(name, present, "rows")
+        return has_labels
 
     def table_of(self, column: Category | Tags) -> Vocabulary:
         """Returns the vocabulary that a column reads."""
@@ -118,6 +130,10 @@ class Featurizer:
 
     def fingerprint(self) -> str:
         """Returns 16 hex digits that change with the spec, any value or any statistic."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self._plain(), sort_keys=True).encode())
         for table in sorted(self.vocabularies):
             values = self.vocabularies[table].values

@@ -146,14 +146,12 @@ class Loader:
     def _load(self, chunks: np.ndarray, whole: bool) -> _Rows:
         if whole:
             if self._resident is None:
-                self._resident = _Rows.read(self.split, 0, self.split.rows)
+                self._resident = _Rows.read(self.split, (0, self.split.rows))
             return self._resident
         runs = np.split(chunks, np.flatnonzero(np.diff(chunks) != 1) + 1)  # neighbours in one read
         starts = [int(run[0]) * self._chunk for run in runs]
         stops = [min((int(run[-1]) + 1) * self._chunk, self.split.rows) for run in runs]
-        return _Rows.joined(
-            *(_Rows.read(self.split, a, b) for a, b in zip(starts, stops, strict=True))
-        )
+        return _Rows.read(self.split, *zip(starts, stops, strict=True))
 
 
 class _Rows:
@@ -166,8 +164,8 @@ class _Rows:
         return self.count
 
     @classmethod
-    def read(cls, split: Split, start: int, stop: int) -> _Rows:
-        encoded = split.read(start, stop)
+    def read(cls, split: Split, *spans: tuple[int, int]) -> _Rows:
+        encoded = split.read(*spans)
         return cls(
             encoded.rows,
             {name: torch.from_numpy(block) for name, block in encoded.blocks.items()},

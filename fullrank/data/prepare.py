@@ -1,9 +1,13 @@
-"""Prepared data: memory-mapped blocks on disk, written once, read in shuffled order.
+"""Prepared data: memory-mapped columns on disk, written once, read in shuffled order.
 
-folder/manifest.json           what is there, and what it was made from
-folder/featurizer/             the fitted featurizer
-folder/train/categorical.npy   [rows, C] int32, and one file per other block
-folder/train/history.item.npy  flat values; history.offsets.npy [rows + 1] int64
+folder/manifest.json            what is there, and what it was made from
+folder/featurizer/              the fitted featurizer
+folder/train/categorical-0.npy  [rows] uint8, uint16 or int32, one file per categorical field
+folder/train/numeric-0.npy      [rows] float32, one file per numeric field
+folder/train/labels.npy         [rows, Y] float32, and one file per other block
+folder/train/history.item.npy   flat values; history.offsets.npy [rows + 1] int64
+
+Reading lays the columns side by side: batches hold contiguous [rows, C] int32 and float32.
 """
 
 from __future__ import annotations
@@ -13,21 +17,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
 from fullrank.batch import Batch
-from fullrank.data.encode import Encoded
+from fullrank.data.columns import SplitWriter, one_pass
+from fullrank.data.encode import Encoded, side_by_side
 from fullrank.data.featurizer import Featurizer
 from fullrank.data.spec import Spec
 from fullrank.disk import written_whole
 from fullrank.errors import ArtifactError, SplitError
 from fullrank.schema import Bag, Schema
 
-_CHUNK_ROWS = 1 << 20  # rows encoded at a time: bounds memory, amortises a hash table per column
+_FORMAT = 2
+_STACKED: dict[str, tuple[tuple[str, ...], np.dtype[Any]]] = {  # types on disk, type in memory
+    "categorical": (("uint8", "uint16", "int32"), np.dtype(np.int32)),
+    "numeric": (("float32",), np.dtype(np.float32)),
+}
 
 Progress = Callable[[str, int, int], None]  # what, rows done, rows in all
 
@@ -40,7 +49,8 @@ class Split:
         folder: where its blocks lie.
         schema: of the rows.
         rows: how many.
-        blocks: name -> memory map [rows, ...].
+        columns: "categorical", "numeric" -> one memory map [rows] per field.
+        blocks: name of another block -> memory map [rows, ...].
         flat: name -> column -> memory map of flat values.
         offsets: name -> memory map [rows + 1].
     """
@@ -48,6 +58,7 @@ class Split:
     folder: Path
     schema: Schema
     rows: int
+    columns: dict[str, tuple[np.ndarray, ...]]
     blocks: dict[str, np.ndarray]
     flat: dict[str, dict[str, np.ndarray]]
     offsets: dict[str, np.ndarray]
@@ -56,25 +67,41 @@ class Split:
         return self.rows
 
     def row_bytes(self) -> int:
-        """Returns the mean bytes of one row, offsets included."""
+        """Returns the mean bytes of one row in memory, offsets included."""
         parts = [*self.blocks.values(), *self.offsets.values()]
         parts += [v for columns in self.flat.values() for v in columns.values()]
-        return max(1, sum(p.nbytes for p in parts) // max(self.rows, 1))
+        stacked = sum(len(c) * _STACKED[n][1].itemsize for n, c in self.columns.items())
+        return max(1, stacked + sum(p.nbytes for p in parts) // max(self.rows, 1))
 
-    def read(self, start: int, stop: int) -> Encoded:
-        """Copies consecutive rows into memory."""
-        out = Encoded(stop - start)
-        for name, block in self.blocks.items():
-            out.blocks[name] = np.array(block[start:stop])
+    def read(self, *spans: tuple[int, int]) -> Encoded:
+        """Copies rows into memory.
+
+        Args:
+            spans: first row, and the row after the last, of stretches that are read in this order.
+        """
+        total = sum(stop - start for start, stop in spans)
+        out = Encoded(total)
+        for name, columns in self.columns.items():
+            block = np.empty((total, len(columns)), dtype=_STACKED[name][1])
+            row = 0
+            for start, stop in spans:
+                side_by_side([c[start:stop] for c in columns], block[row : row + stop - start])
+                row += stop - start
+            out.blocks[name] = block
+        for name, stored in self.blocks.items():
+            out.blocks[name] = np.concatenate([stored[a:b] for a, b in spans])
         for name, offsets in self.offsets.items():
-            first, last = int(offsets[start]), int(offsets[stop])
-            values = {c: np.array(v[first:last]) for c, v in self.flat[name].items()}
-            out.jagged[name] = (values, np.array(offsets[start : stop + 1]) - first)
+            values = {
+                c: np.concatenate([v[int(offsets[a]) : int(offsets[b])] for a, b in spans])
+                for c, v in self.flat[name].items()
+            }
+            lengths = np.concatenate([np.diff(offsets[a : b + 1]) for a, b in spans])
+            out.jagged[name] = (values, np.concatenate([[0], np.cumsum(lengths)]))
         return out
 
     def batch(self, start: int, stop: int) -> Batch:
         """Returns consecutive rows as a Batch."""
-        return self.read(start, min(stop, self.rows)).batch(self.schema)
+        return self.read((start, min(stop, self.rows))).batch(self.schema)
 
     def batches(self, size: int = 8192, limit: int | None = None) -> Iterator[Batch]:
         """Yields the rows in order, `limit` at most."""
@@ -112,6 +139,8 @@ class Prepared:
         path = folder / "manifest.json"
         try:
             manifest = json.loads(path.read_text())
+            if manifest["format"] != _FORMAT:
+                raise ValueError(f"format {manifest['format']!r}, not {_FORMAT}")
             featurizer = Featurizer.load(folder / "featurizer")
             splits = {
                 name: _open_split(folder / name, featurizer.schema, stated)
@@ -163,17 +192,18 @@ def prepare(
     began = time.perf_counter()
     with written_whole(out) as draft:
         draft.mkdir()
-        featurizer = Featurizer.fit(spec, splits["train"])
+        with one_pass(splits["train"], draft / "raw-train.arrow", spec) as train:
+            featurizer = Featurizer.fit(spec, train)
+            stated = {"train": _write_split(draft, "train", train, featurizer, progress)}
         featurizer.save(draft / "featurizer")
-        stated = {
-            name: _write_split(draft / name, name, frame, featurizer, progress)
-            for name, frame in splits.items()
-        }
+        for name in [n for n in splits if n != "train"]:
+            with one_pass(splits[name], draft / f"raw-{name}.arrow", spec) as frame:
+                stated[name] = _write_split(draft, name, frame, featurizer, progress)
         manifest = {
-            "format": 1,
+            "format": _FORMAT,
             "featurizer": featurizer.fingerprint(),
             "schema": featurizer.schema.fingerprint(),
-            "splits": stated,
+            "splits": {name: stated[name] for name in splits},
             "notes": list(notes),
             "seconds": round(time.perf_counter() - began, 3),
         }
@@ -182,29 +212,13 @@ def prepare(
 
 
 def _write_split(
-    folder: Path,
+    draft: Path,
     name: str,
     frame: pl.LazyFrame,
     featurizer: Featurizer,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    folder.mkdir()
-    writers: dict[str, _BlockWriter] = {}
-    columns = [c for c in featurizer.spec.raw_columns() if c in frame.collect_schema()]
-    wanted = frame.select(columns)
-    total = int(frame.select(pl.len()).collect(engine="streaming").item())
-    rows = 0
-    try:
-        for chunk in wanted.collect_batches(chunk_size=_CHUNK_ROWS, maintain_order=True):
-            for start in range(0, len(chunk), _CHUNK_ROWS):
-                part = chunk.slice(start, _CHUNK_ROWS)
-                _append(folder, writers, featurizer.encode(part))
-                rows += len(part)
-                if progress is not None:
-                    progress(name, rows, total)
-    finally:
-        for writer in writers.values():
-            writer.close()
+    rows = int(frame.select(pl.len()).collect(engine="streaming").item())
     if rows == 0:
         raise SplitError(
             "a split is empty",
@@ -213,55 +227,12 @@ def _write_split(
             expected="at least one row",
             fix="move the boundaries of the split, or check the filter that made it",
         )
-    return {"rows": rows, "files": {n: [str(w.dtype), *w.shape] for n, w in writers.items()}}
-
-
-def _append(folder: Path, writers: dict[str, _BlockWriter], part: Encoded) -> None:
-    arrays = dict(part.blocks)
-    for name, (values, offsets) in part.jagged.items():
-        seen = writers.get(f"{name}.offsets")
-        shift = seen.last if seen is not None else 0
-        arrays[f"{name}.offsets"] = offsets[1:] + shift
-        if seen is None:
-            arrays[f"{name}.offsets"] = np.concatenate([[0], offsets[1:]])
-        arrays.update({f"{name}.{c}": v for c, v in values.items()})
-    if "observed" in writers and "observed" not in arrays:
-        arrays["observed"] = np.ones_like(arrays["labels"], dtype=np.bool_)
-    if "observed" in arrays and "observed" not in writers and "labels" in writers:
-        earlier = writers["labels"].shape  # all of them were observed, so nothing was stored
-        writers["observed"] = _BlockWriter(folder / "observed.npy", arrays["observed"])
-        writers["observed"].append(np.ones(earlier, dtype=np.bool_))
-    for name, array in arrays.items():
-        if name not in writers:
-            writers[name] = _BlockWriter(folder / f"{name}.npy", array)
-        writers[name].append(array)
-
-
-class _BlockWriter:
-    """Appends to an .npy file; numpy leaves room in the header for the length to grow."""
-
-    def __init__(self, path: Path, like: np.ndarray) -> None:
-        self.dtype, self.shape, self.last = like.dtype, (0, *like.shape[1:]), 0
-        self._file: BinaryIO = path.open("wb")
-        self._header()
-
-    def append(self, array: np.ndarray) -> None:
-        """Writes rows at the end."""
-        assert (array.dtype, array.shape[1:]) == (self.dtype, self.shape[1:])
-        self._file.write(np.ascontiguousarray(array).data)
-        self.shape = (self.shape[0] + len(array), *self.shape[1:])
-        if array.ndim == 1 and len(array) and self.dtype == np.int64:
-            self.last = int(array[-1])
-
-    def close(self) -> None:
-        """Writes the final length into the header."""
-        self._file.seek(0)
-        self._header()
-        self._file.close()
-
-    def _header(self) -> None:
-        described = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self._file, described)
+    (draft / name).mkdir()
+    with SplitWriter(draft / name, featurizer, rows) as writer:
+        for done in writer.write(frame):
+            if progress is not None:
+                progress(name, done, rows)
+    return {"rows": rows, "files": writer.files()}
 
 
 def _open_split(folder: Path, schema: Schema, stated: dict[str, Any]) -> Split:
@@ -275,6 +246,15 @@ def _open_split(folder: Path, schema: Schema, stated: dict[str, Any]) -> Split:
         if str(mapped.dtype) != dtype or list(mapped.shape) != shape:
             raise ValueError(f"{path.name} is {mapped.dtype}{mapped.shape}, not {dtype}{shape}")
         maps[name] = mapped
+    counts = {"categorical": len(schema.categorical()), "numeric": len(schema.numeric())}
+    columns = {
+        kind: tuple(maps.pop(f"{kind}-{i}") for i in range(count))
+        for kind, count in counts.items()
+        if count
+    }
+    for kind, mapped in ((k, m) for k, group in columns.items() for m in group):
+        if mapped.shape != (stated["rows"],) or str(mapped.dtype) not in _STACKED[kind][0]:
+            raise ValueError(f"a {kind} column is {mapped.dtype}{mapped.shape}")
     jagged = [s.name for s in schema.sequences]
     jagged += [f.name for f in schema.fields if isinstance(f, Bag)]
     offsets = {n: maps.pop(f"{n}.offsets") for n in jagged}
@@ -283,4 +263,4 @@ def _open_split(folder: Path, schema: Schema, stated: dict[str, Any]) -> Split:
         owner, _, column = name.rpartition(".")
         if owner in flat:
             flat[owner][column] = maps.pop(name)
-    return Split(folder, schema, stated["rows"], maps, flat, offsets)
+    return Split(folder, schema, stated["rows"], columns, maps, flat, offsets)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,16 @@ class Vocabulary:
         self.values, self.counts, self.unknown = values, counts, unknown
         rows = np.arange(1, len(values) + 1, dtype=np.int32)
         self._table = pl.DataFrame({"value": values, "row": rows})
-        ordered = self._table.sort("value")
-        self._sorted, self._sorted_rows = ordered["value"], ordered["row"].to_numpy()
 
     @property
     def size(self) -> int:
         """Rows of the table, the unknown row included."""
         return len(self.values) + 1
+
+    @cached_property
+    def _sorted(self) -> tuple[pl.Series, np.ndarray]:
+        ordered = self._table.sort("value")  # only a search needs it, and preparing never searches
+        return ordered["value"], ordered["row"].to_numpy()
 
     @classmethod
     def fit(cls, columns: Iterable[pl.LazyFrame], min_count: int) -> Vocabulary:
@@ -57,9 +61,9 @@ class Vocabulary:
             .collect(engine="streaming")
             for f in frames
         ]
-        total = pl.concat(counted)
+        total = counted[0]
         if len(counted) > 1:
-            total = total.group_by("value").agg(pl.col("count").sum())
+            total = pl.concat(counted).group_by("value").agg(pl.col("count").sum())
         kept = total.filter(pl.col("value").is_not_null() & (pl.col("count") >= min_count))
         kept = kept.sort(["count", "value"], descending=[True, False])
         unknown = int(total["count"].sum()) - int(kept["count"].sum())
@@ -78,10 +82,33 @@ class Vocabulary:
         return found.fill_null(0).to_numpy()
 
     def _searched(self, raw: pl.Series) -> np.ndarray:
-        place = self._sorted.search_sorted(raw).to_numpy()
-        place = np.minimum(place, len(self._sorted) - 1)
-        same = self._sorted.gather(place).eq_missing(raw).to_numpy()  # [M] bool
-        return np.where(same, self._sorted_rows[place], np.int32(0))
+        values, rows = self._sorted
+        place = values.search_sorted(raw).to_numpy()
+        place = np.minimum(place, len(values) - 1)
+        same = values.gather(place).eq_missing(raw).to_numpy()  # [M] bool
+        return np.where(same, rows[place], np.int32(0))
+
+    def column_rows(self, column: pl.LazyFrame, chunk_rows: int) -> Iterator[np.ndarray]:
+        """Yields what `rows` returns for a whole column, in order, in the narrowest type.
+
+        One hash table serves all chunks, and no more than a few chunks are in memory.
+
+        Args:
+            column: one column of raw values.
+            chunk_rows: rows of every yielded array but the last.
+        """
+        raw = column.collect_schema().dtypes()[0]
+        narrow = (
+            pl.UInt8 if self.size <= 1 << 8 else pl.UInt16 if self.size <= 1 << 16 else pl.Int32
+        )
+        values = column.select(_as(_whole(pl.all(), raw, self.values.dtype), self.values.dtype))
+        table = self._table.lazy().with_columns(pl.col("row").cast(narrow))
+        found = values.select(pl.all().alias("value")).join(
+            table, on="value", how="left", maintain_order="left"
+        )
+        rows = found.select(pl.col("row").fill_null(0))
+        for chunk in rows.collect_batches(chunk_size=chunk_rows, maintain_order=True):
+            yield chunk["row"].to_numpy()
 
     def extended(self, raw: pl.Series) -> Vocabulary:
         """Returns a vocabulary with the unseen values appended, in order of appearance.
@@ -126,8 +153,13 @@ def _as(expression: pl.Expr, kind: pl.DataType) -> pl.Expr:
     return pl.when(cast != "").then(cast) if kind == pl.String else cast
 
 
+def _whole(expression: pl.Expr, raw: pl.DataType, kind: pl.DataType) -> pl.Expr:
+    if kind == pl.Int64 and raw.is_float():  # JSON writes 7 as 7.0; 7.5 is no id
+        return pl.when(expression.round() == expression).then(expression)
+    return expression
+
+
 def _as_series(raw: pl.Series, kind: pl.DataType) -> pl.Series:
-    if kind == pl.Int64 and raw.dtype.is_float():  # JSON writes 7 as 7.0; 7.5 is no id
-        raw = raw.set(raw.round() != raw, None)
     frame = raw.rename("value").to_frame()
-    return frame.select(_as(pl.col("value"), kind).alias("value"))["value"]
+    value = _as(_whole(pl.col("value"), raw.dtype, kind), kind)
+    return frame.select(value.alias("value"))["value"]

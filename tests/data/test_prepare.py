@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from fullrank.data import prepare as prepare_module
+from fullrank.data import columns as columns_module
 from fullrank.data.loader import Loader
 from fullrank.data.prepare import Prepared, prepare
 from fullrank.data.spec import Category, Event, History, Spec, Tags, Target
@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, pl.DataFra
     frame = log(9001)
     folder = tmp_path_factory.mktemp("prepared") / "data"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_module, "_CHUNK_ROWS", 1000)  # several chunks per split
+        patch.setattr(columns_module, "_CHUNK_ROWS", 1000)  # several chunks per split
         return prepare({"train": frame.lazy(), "test": log(10, 1).lazy()}, SPEC, folder), frame
 
 
@@ -73,6 +73,8 @@ def test_what_is_on_disk_equals_encoding_the_raw_rows(made) -> None:
     assert len(split) == len(frame)
     assert_same(split.batch(0, len(frame)), prepared.featurizer(frame))
     assert_same(split.batch(995, 1007), prepared.featurizer(frame[995:1007]))
+    apart = split.read((995, 1007), (9000, 9001), (3, 3), (0, 2)).batch(split.schema)
+    assert_same(apart, prepared.featurizer(pl.concat([frame[995:1007], frame[9000:], frame[:2]])))
     assert prepared.splits["test"].rows == 10
     counts = prepared.counts("user")
     raw = prepared.featurizer(frame).categorical["user"]
@@ -148,7 +150,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     def full(self: object, array: np.ndarray) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prepare_module._BlockWriter, "append", full)
+    monkeypatch.setattr(columns_module._BlockWriter, "append", full)
     with pytest.raises(DiskFullError) as caught:
         prepare({"train": log(20).lazy()}, SPEC, tmp_path / "d")
     assert str(tmp_path / "d") in caught.value.where
@@ -164,7 +166,28 @@ def test_changed_folders_are_refused(tmp_path: Path) -> None:
         Prepared.open(tmp_path / "d")
     labels.write_bytes(kept)
     Prepared.open(tmp_path / "d")
+    user = tmp_path / "d" / "train" / "categorical-0.npy"
+    kept = user.read_bytes()
+    for other in (np.zeros(50, np.int16), np.zeros(49, np.uint8), np.zeros((50, 1), np.uint8)):
+        np.save(user, other)
+        with pytest.raises(ArtifactError):
+            Prepared.open(tmp_path / "d")
+    user.write_bytes(kept)
+    Prepared.open(tmp_path / "d")
     manifest = tmp_path / "d" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"labels"', '"../labels"'))
-    with pytest.raises(ArtifactError):
+    text = manifest.read_text()
+    for right, wrong in (
+        ('"labels"', '"../labels"'),
+        ('"categorical-0"', '"../train/categorical-0"'),
+        ('"categorical-0"', '"categorical-1"'),
+        ('"format": 2', '"format": 1'),
+    ):
+        assert right in text
+        manifest.write_text(text.replace(right, wrong))
+        with pytest.raises(ArtifactError):
+            Prepared.open(tmp_path / "d")
+    manifest.write_text(text)
+    np.save(user, np.zeros(50, np.int16))  # even where the manifest says the same
+    manifest.write_text(text.replace('"uint8"', '"int16"'))
+    with pytest.raises(ArtifactError, match="categorical column"):
         Prepared.open(tmp_path / "d")
