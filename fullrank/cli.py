@@ -18,7 +18,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
 
 from fullrank.config import require
-from fullrank.errors import ConfigError, FileAccessError, FullrankError, nearest
+from fullrank.errors import ConfigError, FullrankError, nearest
 
 _ABOUT = "Ranking models that keep their rank: train, diagnose, compare, export."
 Settings = Annotated[tuple[str, ...], UseAppendAction]
@@ -339,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: Any) -> int:
     """Runs a parsed command; every failure that a user can cause ends in five parts."""
-    from fullrank.workflow.console import console, finish_with
+    from fullrank.workflow.console import console, finish_with, refused
 
     console.stderr = command.json  # the output stream then holds the JSON object alone
     result: dict[str, Any] | FullrankError
@@ -356,7 +356,9 @@ def _run(command: Any) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        return finish_with(_refused(error), command.json)
+        return finish_with(refused(error), command.json)
+    finally:
+        console.stderr = False
 
 
 def _misused(asked: list[str], said: str) -> int:
@@ -379,21 +381,3 @@ def _misused(asked: list[str], said: str) -> int:
         )
         finish_with(error, as_json=True, silent=True)
     return ConfigError.exit_code
-
-
-def _refused(error: OSError) -> FullrankError:
-    """Returns what the operating system refused, in five parts."""
-    from fullrank.disk import raise_if_full
-
-    named = str(error.filename2 or error.filename or "")
-    try:
-        raise_if_full(error, Path(named))
-    except FullrankError as full:
-        return full
-    return FileAccessError(
-        "a file or folder cannot be read or written",
-        where=named or "the operating system",
-        found=f"{type(error).__name__}: {error.strerror or error}",
-        expected="a path that this user may read and write",
-        fix="correct the path or its permissions, or choose another place",
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import json
 import shutil
 import subprocess
@@ -570,6 +571,33 @@ def test_a_tampered_artefact(name, world, tmp_path, capsys):
     found = command(capsys, name, tmp_path / "run", *more).refused("ArtifactError")
     assert "weights.safetensors" in found["where"]
     assert listing(tmp_path) == before
+
+
+def test_a_full_disk_is_named_wherever_it_is_met(capsys, monkeypatch):
+    import fullrank.workflow.show as show_module
+
+    def full() -> dict:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/metrics.jsonl")
+
+    monkeypatch.setattr(show_module, "list_recipes_table", full)
+    found = command(capsys, "recipes").refused("DiskFullError")
+    assert found["where"] == "/data/metrics.jsonl"
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path, monkeypatch, capsys):
+    """As in `fullrank recipes --json | head -0`."""
+
+    class Left(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def fileno(self) -> int:
+            return file.fileno()
+
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", Left())
+        assert main(["recipes", "--json"]) == 1
+    assert "error" not in capsys.readouterr().err
 
 
 def test_a_bug_of_ours_is_not_hidden(capsys, monkeypatch):

@@ -114,7 +114,8 @@ def predict_command(
 
 def _write_scores(predictor: Predictor, rows: pl.LazyFrame, file: Path, out: Path) -> int:
     total = 0
-    with refusing_broken(file), ExitStack() as closing, written_whole(out) as draft:
+    # The writer closes, and so completes the file, before the draft gets its name.
+    with refusing_broken(file), written_whole(out) as draft, ExitStack() as closing:
         writer: Any = None
         for chunk, scores in predictor.score_batches(rows, _CHUNK_ROWS):
             named = {f"probability_{label}": values for label, values in scores.items()}
@@ -127,7 +128,6 @@ def _write_scores(predictor: Predictor, rows: pl.LazyFrame, file: Path, out: Pat
             writer.write_table(rows_out)
             total += len(chunk)
         _require_rows(total, file)
-        closing.close()  # a file is whole when its writer is closed
     return total
 
 

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +22,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from fullrank.errors import FullrankError
+from fullrank.disk import raise_if_full
+from fullrank.errors import FileAccessError, FullrankError
 
 console = Console(highlight=False)  # with --json, people read the error stream
 
@@ -49,6 +51,22 @@ def finish_with(
         sys.stdout.write(json.dumps(_finite(plain), allow_nan=False, default=str) + "\n")
         sys.stdout.flush()
     return code
+
+
+def refused(error: OSError) -> FullrankError:
+    """Returns what the operating system refused, in five parts; a full disk is named as such."""
+    named = str(error.filename2 or error.filename or "")
+    try:
+        raise_if_full(error, Path(named))
+    except FullrankError as full:
+        return full
+    return FileAccessError(
+        "a file or folder cannot be read or written",
+        where=named or "the operating system",
+        found=f"{type(error).__name__}: {error.strerror or error}",
+        expected="a path that this user may read and write",
+        fix="correct the path or its permissions, or choose another place",
+    )
 
 
 def _finite(value: Any) -> Any:

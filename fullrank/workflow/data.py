@@ -26,7 +26,13 @@ from fullrank.data.spec import Spec
 from fullrank.data.spec_json import spec_to_dict
 from fullrank.data.text import BadRows
 from fullrank.disk import raise_if_full
-from fullrank.errors import ArtifactError, DataFormatError, SchemaError, SplitError
+from fullrank.errors import (
+    ArtifactError,
+    DataFormatError,
+    SchemaError,
+    SplitError,
+    UnknownNameError,
+)
 
 _BAD_ROWS = "bad_rows.jsonl"  # beside prepared data: what was left out of it
 
@@ -49,8 +55,23 @@ class DataOptions:
 
 
 def find_dataset(named: Any) -> Any:
-    """Returns the dataset behind a name; an object that is one already passes through."""
-    return dataset(named) if isinstance(named, str) else named
+    """Returns the dataset behind a name; an object that is one already passes through.
+
+    Raises:
+        UnknownNameError: there is no such dataset, or the module or object is none.
+    """
+    found = dataset(named) if isinstance(named, str) else named
+    spec = "spec_at" if hasattr(found, "spec_at") else "SPEC"
+    absent = [name for name in ("NAME", spec, "FOLDERS", "load") if not hasattr(found, name)]
+    if absent:
+        raise UnknownNameError(
+            "this is not a dataset",
+            where=f"dataset {named if isinstance(named, str) else type(named).__name__}",
+            found="no " + ", ".join(absent),
+            expected="NAME, SPEC, FOLDERS (paths below the data root) and load(root, bad_rows)",
+            fix="add them, or use fullrank.data.datasets.tabular.from_files",
+        )
+    return found
 
 
 def spec_of(source: Any, root: Path) -> Spec:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fullrank.batch import Batch
-from fullrank.config import to_dict
+from fullrank.config import require, to_dict
 from fullrank.data.loader import Loader
 from fullrank.data.prepare import Prepared, Progress
 from fullrank.disk import written_whole
@@ -72,19 +72,27 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
         folder then holds a state to resume from.
 
     Raises:
+        ConfigError: both `resume` and `overwrite` are asked for.
         RunFolderError: the folder is in use.
         MetricUndefinedError: all main labels of a held-out split are equal.
         StateError: the state in the folder belongs to other data or choices.
         DivergedError: training diverged; the last good state is kept.
     """
     options = options or RunOptions()
+    require(
+        not (options.resume and options.overwrite),
+        where="--resume and --overwrite",
+        found="both",
+        expected="one of them: to go on, or to begin anew",
+        fix="leave one out",
+    )
     run = RunFolder(folder)
     with run.claimed(resume=options.resume, overwrite=options.overwrite):
         with options.preparing() if options.preparing else nullcontext() as advance:
             data = open_data(recipe.dataset, options.data, advance)
         _require_both_labels(data)
         model = build(recipe, data)
-        if options.overwrite and not options.resume:  # only now, when the new run can begin
+        if options.overwrite:  # only now, when the new run can begin
             run.clear()
         asked = recipe.to_dict() | {"data": str(data.folder)}
         state = load_state(run.state) if options.resume and has_state(run.state) else None

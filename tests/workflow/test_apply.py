@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from fullrank.errors import (
     ArtifactError,
     ConfigError,
     DataFormatError,
+    DiskFullError,
     EmptyInputError,
     MetricUndefinedError,
     RunFolderError,
@@ -147,6 +150,19 @@ def test_what_stands_there_stays_unless_everything_succeeds(trained, rows, tmp_p
     assert listing(tmp_path) == ["in.parquet", "out.csv"]
 
 
+def test_a_disk_that_is_full_at_the_end_leaves_no_half_file(trained, rows, tmp_path, monkeypatch):
+    class Writer(pq.ParquetWriter):
+        def close(self) -> None:
+            super().close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(apply_module._WRITERS, ".parquet", Writer)
+    file = write(tmp_path / "in.csv", rows)
+    with pytest.raises(DiskFullError):
+        predict_command(trained.folder, file, tmp_path / "out.parquet", OPTIONS)
+    assert listing(tmp_path) == ["in.csv"]
+
+
 def test_an_ending_that_is_not_known_is_refused_first(tmp_path):
     with pytest.raises(ConfigError, match=r"\.parquet"):
         predict_command(tmp_path, tmp_path, tmp_path / "out.xlsx", OPTIONS)
@@ -232,6 +248,21 @@ def test_an_exported_program_scores_as_the_model(trained, predictor, rows, tmp_p
         with torch.inference_mode():
             exported = program(flatten(batch))["click"].numpy()
         assert np.abs(exported - predictor.logits(batch)["click"]).max() < 1e-6
+
+
+def test_a_program_that_scores_otherwise_is_refused(trained, tmp_path, monkeypatch):
+    class Wrong:
+        def __init__(self, model, schema, batch) -> None:
+            self.scores = {n: x.detach() + 1e-4 for n, x in model.score(batch).items()}
+
+        def module(self):
+            return lambda features: self.scores
+
+    monkeypatch.setattr("fullrank.ops.export.export_program", Wrong)
+    with pytest.raises(ArtifactError, match="differ") as caught:
+        export_command(trained.folder, tmp_path / "model.pt2", "torch-export")
+    assert "0.0001" in caught.value.found
+    assert listing(tmp_path) == []
 
 
 def test_a_tampered_artefact_is_not_exported(trained, tmp_path):

@@ -265,5 +265,7 @@ def test_names_are_found_and_misspelt_ones_suggested():
     assert find_dataset("frappe").NAME == "frappe"
     with pytest.raises(UnknownNameError, match="did you mean 'frappe'"):
         find_dataset("frape")
+    with pytest.raises(UnknownNameError, match="no NAME, SPEC, FOLDERS, load"):
+        find_dataset("json.decoder")
     source = from_files(Path("a.csv"), Spec(columns=(Number(name="x"),)))
     assert find_dataset(source) is source

@@ -26,6 +26,7 @@ from fullrank.errors import (
     UnknownNameError,
 )
 from fullrank.serve.artifact import Artifact
+from fullrank.serve.predictor import Predictor
 from fullrank.workflow.data import DataOptions
 from fullrank.workflow.recipe import Recipe, load_recipe
 from fullrank.workflow.run import RunOptions, train_run
@@ -113,6 +114,22 @@ def test_the_same_recipe_gives_the_same_bits_and_another_seed_does_not(trained, 
     assert scores[0] == whole  # and the diagnosis, left out here, changed nothing
     assert scores[1] != whole
     assert not (tmp_path / "a" / "report.html").exists()
+
+
+def test_logits_of_the_test_split_are_those_of_the_predictor_to_the_bit(trained, tmp_path):
+    """With a model whose matrix products depend on how many rows run together."""
+    recipe = write_recipe(
+        tmp_path / "own.py", trained.place, model="dcnv2", config="dim=4, hidden=(16,)", epochs=1
+    )
+    train_run(load_recipe(str(recipe)), tmp_path / "run", options(tmp_path / "cache"))
+    logits = load_file(tmp_path / "run" / "scores" / "test.safetensors")["click"].numpy()
+    predictor = Predictor.load(tmp_path / "run" / "artifact")
+    rows = pl.read_csv(trained.place / "test.csv")
+    for size in (1, 13, 900):
+        parts = [rows[i : i + size] for i in range(0, 900 if size > 1 else 40, size)]
+        found = [predictor.logits(predictor.artifact.featurizer(part))["click"] for part in parts]
+        joined = np.concatenate(found)
+        assert np.array_equal(joined, logits[: len(joined)]), size
 
 
 # ---- interrupted
@@ -203,6 +220,12 @@ def test_a_run_that_cannot_begin_leaves_the_older_one_alone(trained, recipe, tmp
     with pytest.raises(error):
         train_run(wrong, tmp_path / "old", options(trained.options.cache, overwrite=True))
     assert listing(tmp_path / "old") == ["recipe.json", "result.json"]
+
+
+def test_going_on_and_beginning_anew_exclude_each_other(recipe, tmp_path):
+    with pytest.raises(ConfigError, match="leave one out"):
+        train_run(recipe, tmp_path / "a", RunOptions(resume=True, overwrite=True))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_overwriting_begins_anew(trained, tmp_path):

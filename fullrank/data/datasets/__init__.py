@@ -112,4 +112,4 @@ def note(named: str | Dataset, root: Path) -> str:
     """Returns what a report must say about the files that are read from this root."""
     found = dataset(named) if isinstance(named, str) else named
     of_root = getattr(found, "note", None)
-    return str(of_root(root)) if of_root else found.NOTE
+    return str(of_root(root)) if of_root else getattr(found, "NOTE", "")
