@@ -21,7 +21,8 @@ from fullrank.errors import DataFormatError
 if TYPE_CHECKING:
     from fullrank.data.featurizer import Featurizer
 
-_CHUNK_ROWS = 1 << 20  # rows in memory at a time
+_CHUNK_ROWS = 1 << 18  # rows of a single column in memory: a few megabytes, near the cache
+_REST_ROWS = 1 << 20  # rows of all other columns: amortises a hash table per list column
 _STEPS = ("Parquet SCAN [", "IPC SCAN [", "DF [", "PROJECT ", "simple π ", "ESTIMATED ROWS: ")
 _CONDITIONS = ("SELECTION: ", "FILTER ", "FROM")
 _CALLS = {"col", "cast", "strict_cast", "is_null", "is_not_null", "is_between"}
@@ -97,7 +98,7 @@ class SplitWriter:
         if rest:
             done = 0
             for part in frame.select(rest).collect_batches(
-                chunk_size=_CHUNK_ROWS, maintain_order=True
+                chunk_size=_REST_ROWS, maintain_order=True
             ):
                 self._append_rest(encode_rest(self.featurizer, part, has_labels))
                 done += len(part)

@@ -13,7 +13,7 @@ from fullrank.data.spec import Number
 from fullrank.errors import DataFormatError
 
 _TILE_ROWS = 1 << 14
-_CHUNK_ROWS = 1 << 20  # rows of a column in memory while its statistics are learnt
+_CHUNK_ROWS = 1 << 18  # of a column while its statistics are learnt; a few megabytes
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def _moments(train: pl.LazyFrame, column: Number) -> tuple[float, float]:
             tile -= own
             # Chan et al. (1983): moments of two parts to moments of the whole.
             total, apart = count + len(tile), own - mean
-            squares += float(np.dot(tile, tile)) + apart * apart * count * len(tile) / total
+            # trap: np.dot hands so long a tile to the threads of BLAS, which wait by spinning
+            squares += float(np.square(tile, out=tile).sum())
+            squares += apart * apart * count * len(tile) / total
             mean += apart * len(tile) / total
             count = total
     return mean, math.sqrt(squares / count) if count else 0.0

@@ -86,6 +86,7 @@ def test_columns_with_two_meanings_and_absent_ones_are_encoded_as_the_featurizer
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(columns_module, "_CHUNK_ROWS", 4)
+    monkeypatch.setattr(columns_module, "_REST_ROWS", 5)
     served = ROWS.drop("extra", "price", "tags")
     made = prepare({"test": served.lazy(), "train": ROWS.lazy()}, SPEC, tmp_path / "d")
     assert list(made.splits) == ["test", "train"]

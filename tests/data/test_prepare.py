@@ -52,6 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, pl.DataFra
     folder = tmp_path_factory.mktemp("prepared") / "data"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns_module, "_CHUNK_ROWS", 1000)  # several chunks per split
+        patch.setattr(columns_module, "_REST_ROWS", 700)
         return prepare({"train": frame.lazy(), "test": log(10, 1).lazy()}, SPEC, folder), frame
 
 
