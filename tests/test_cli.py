@@ -389,11 +389,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "train.csv, line 5",
     ),
     "unknown column": (frame(weather=pl.lit("x")), "SchemaError", "weather"),
-    "missing column": (
-        lines(lambda r: r.__setitem__(0, "user,add,price,click")),
-        "SchemaError",
-        "'add'",
-    ),
+    "missing column": (value(1, 1, "add"), "SchemaError", "'add'"),
+    "blank lines": (content(lambda c: b"\n\n\n"), "DataFormatError", "train.csv"),
     "label": (value(8, 3, "2"), "LabelError", "line 8"),
     "no label": (value(8, 3, ""), "LabelError", "line 8"),
     "a word for a number": (value(8, 2, "cheap"), "DataFormatError", "cheap"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +141,17 @@ def load(root, bad_rows):
     module.write_text(text + "# now with other rows\n")
     open_data("acme.reader", options(log))
     assert len({*counted}) == 2
+    columns = (Category(name="user", min_count=2), *SPEC.columns[1:])
+    monkeypatch.setattr(sys.modules["acme.reader"], "SPEC", replace(SPEC, columns=columns))
+    open_data("acme.reader", options(log))
+    assert len({*counted}) == 3
+
+
+def test_a_file_of_the_same_size_is_not_the_same_file(log, counted):
+    open_data(own(log), options(log))
+    log.write_text(log.read_text().replace("u1", "u7"))
+    open_data(own(log), options(log))
+    assert len({*counted}) == 2
 
 
 @pytest.mark.parametrize("damage", ["manifest", "truncated", "featurizer"])
@@ -206,6 +218,8 @@ def test_bad_rows_are_refused_or_written_down_every_time(log, counted):
     assert len(counted) == 1
     assert [json.loads(line) for line in asked.quarantine.read_text().splitlines()] == rows
     assert again.notes == made.notes
+    with pytest.raises(DataFormatError, match="line 4"):
+        open_data(source, options(log))  # what was left out before is not left out now
     place = made.notes[0].rpartition(" ")[2]
     assert Path(place).read_text() == asked.quarantine.read_text()
 
