@@ -116,15 +116,12 @@ def test_the_same_recipe_gives_the_same_bits_and_another_seed_does_not(trained, 
     assert not (tmp_path / "a" / "report.html").exists()
 
 
-def test_logits_of_the_test_split_are_those_of_the_predictor_to_the_bit(trained, tmp_path):
-    """With a model whose matrix products depend on how many rows run together."""
-    recipe = write_recipe(
-        tmp_path / "own.py",
-        trained.place,
-        model="dcnv2",
-        config="dim=10, hidden=(100, 100)",
-        epochs=1,
-    )
+def test_logits_of_the_test_split_are_those_of_the_predictor(trained, tmp_path, monkeypatch):
+    """To the bit, with a model whose matrix products depend on how many rows run together."""
+    monkeypatch.setattr(run_module, "_VALID_ROWS", 3)
+    config = "dim=10, hidden=(100, 100)"
+    own = tmp_path / "own.py"
+    recipe = write_recipe(own, trained.place, model="dcnv2", config=config, epochs=1)
     train_run(load_recipe(str(recipe)), tmp_path / "run", options(tmp_path / "cache"))
     logits = load_file(tmp_path / "run" / "scores" / "test.safetensors")["click"].numpy()
     predictor = Predictor.load(tmp_path / "run" / "artifact")
