@@ -29,7 +29,13 @@ check: $(STAMP)
 	$(PY) bench/lengths.py
 
 bench: $(STAMP)
-	$(PY) -m bench
+	$(PY) bench/peers.py
+	$(PY) bench/data_path.py
+	$(PY) bench/preparation.py
+	$(PY) bench/diagnostics_overhead.py
+	$(PY) bench/compile.py
+	$(PY) bench/rankmixer_utilisation.py --json bench/.work/rankmixer_utilisation.json
+	$(PY) bench/report.py
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

@@ -3,7 +3,7 @@
     python bench/preparation.py --rows 20000000
 
 The log has 26 categorical columns with skewed vocabularies of 4 to 2 million values, 13 numeric
-columns and a label, in one Parquet file. fullrank counts, encodes and writes blocks ready for
+columns and a label, in one Parquet file. fullrank counts, encodes and writes columns ready for
 training. The bare job only counts the vocabularies and joins them to the rows, one column after
 the other with Polars' streaming engine, and writes nothing. Each runs in a process of its own.
 """
