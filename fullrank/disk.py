@@ -11,18 +11,20 @@ from pathlib import Path
 
 from fullrank.errors import DiskFullError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_TEXT = ("No space left on device", "Disk quota exceeded")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXT = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
+def written_whole(target: Path, *, durable: bool = False) -> Iterator[Path]:
     """Gives a temporary path beside the target, and renames it to the target at the end.
 
     What was at the target stays as it was unless everything succeeds.
 
     Args:
-        target: a file, or a folder that does not exist yet.
+        target: a file, or a folder that does not exist yet. Missing folders above it are made.
+        durable: a loss of power does not undo it either: contents are synced before the target
+            gets its name, and the name afterwards.
 
     Raises:
         DiskFullError: there is no room; nothing half-written is left.
@@ -40,7 +42,12 @@ def written_whole(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield draft
+        if durable:
+            for path in (draft, *(draft.rglob("*") if draft.is_dir() else ())):
+                _sync(path)
         os.replace(draft, target)
+        if durable:
+            _sync(target.parent)
     except BaseException as cause:
         _remove(draft)
         raise_if_full(cause, target)
@@ -58,21 +65,36 @@ def write_text(target: Path, text: str) -> None:
 
 
 def raise_if_full(cause: BaseException, target: Path) -> None:
-    """Raises a DiskFullError where an error means that the disk is full."""
-    # Polars, Arrow and safetensors wrap the operating system's error in their own.
+    """Raises a DiskFullError where an error means that there is no room for a file.
+
+    Args:
+        cause: of the operating system, or of a library that wrapped one in its own.
+        target: what was being written.
+    """
+    if isinstance(cause, DiskFullError):
+        return
     text = str(cause)
     if getattr(cause, "errno", None) not in _FULL and not any(t in text for t in _FULL_TEXT):
-        return
-    if isinstance(cause, DiskFullError):
         return
     home = next((p for p in target.parents if p.exists()), Path("/"))
     raise DiskFullError(
         "the disk is full",
         where=str(target),
-        found=f"{shutil.disk_usage(home).free / 1e6:,.0f} MB free",
+        found=f"{text.splitlines()[0]} ({shutil.disk_usage(home).free / 1e6:,.0f} MB free)",
         expected="room for what is written",
-        fix="free some space, or choose a folder on another disk; nothing half-written was kept",
+        fix="free some space, or choose a folder on another disk; what was there before is intact",
     ) from cause
+
+
+def _sync(path: Path) -> None:
+    """Asks the operating system to bring a file, or the names in a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows does not open folders, and syncs their names by itself
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _remove(path: Path) -> None:

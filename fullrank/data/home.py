@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import os
@@ -20,7 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
-from fullrank.errors import DataMissingError, DiskFullError, DownloadError
+from fullrank.disk import raise_if_full
+from fullrank.errors import DataMissingError, DownloadError
 
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where known
 Opener = Callable[[urllib.request.Request], Any]
@@ -248,18 +248,6 @@ def safe_relative(name: str, *, where: str) -> Path:
             fix="do not use this file; report it",
         )
     return Path(*path.parts)
-
-
-def raise_if_full(error: OSError, path: Path) -> None:
-    """Raises DiskFullError where an operating system error means that the disk is full."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise DiskFullError(
-            "the disk is full",
-            where=str(path),
-            found=error.strerror or "no space left",
-            expected="room for the file",
-            fix="free some space, or name a folder on another disk",
-        ) from error
 
 
 def _members(archive: Path) -> Generator[tuple[str, IO[bytes]], None, None]:

@@ -11,13 +11,8 @@ The folder that `simulate` writes:
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +28,8 @@ from fullrank.data.spec import Category, Number, Spec, Target
 from fullrank.data.split import by_time
 from fullrank.data.traffic import ads, windows
 from fullrank.data.world import START, Ints, Truth, World
-from fullrank.errors import DataFormatError, DataMissingError, DiskFullError
+from fullrank.disk import written_whole
+from fullrank.errors import DataFormatError, DataMissingError
 
 Progress = Callable[[int], None]  # told how many more rows are done
 FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}  # of the days
@@ -57,7 +53,8 @@ def simulate(world: World, folder: Path, *, progress: Progress | None = None) ->
         SplitError: so few rows that a split is empty.
     """
     _refuse_existing(folder)
-    with _appearing(folder) as place:
+    with written_whole(folder) as place:
+        place.mkdir()
         truth = Truth(world)
         pq.write_table(ads(truth), place / "ads.parquet", compression="zstd")
         with _Rows(place / "log.parquet") as log, _Rows(place / "truth.parquet") as hidden:
@@ -232,7 +229,7 @@ def wide_log(
     root = np.random.SeedSequence(seed)
     count = np.random.Generator(np.random.PCG64(root)).normal(size=(numeric, 1 << 16))
     counts = np.floor(np.exp(1.5 * np.sort(count, axis=1) + 1.0)).astype(np.float32)
-    with _appearing(path, folder=False) as place, _Rows(place, compression="lz4") as log:
+    with written_whole(path) as place, _Rows(place, compression="lz4") as log:
         for first in range(0, rows, ROW_GROUP):
             n = min(ROW_GROUP, rows - first)
             rng = np.random.Generator(np.random.PCG64(root.spawn(1)[0]))
@@ -338,27 +335,3 @@ def _refuse_existing(target: Path) -> None:
         expected="nothing there yet; a simulation never overwrites",
         fix="give another name, or remove what is there",
     )
-
-
-@contextmanager
-def _appearing(target: Path, *, folder: bool = True) -> Iterator[Path]:
-    """Gives a folder, or a file in one, that becomes the target when all went well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    made = place if folder else place / target.name
-    try:
-        yield made
-        place.chmod(0o755)  # mkdtemp makes it private
-        os.replace(made, target)
-    except OSError as cause:
-        if cause.errno != errno.ENOSPC:
-            raise
-        raise DiskFullError(
-            "the disk has no room left",
-            where=str(target),
-            found=f"no room while writing {place.name}",
-            expected="room for the whole simulated log",
-            fix="free some space, name another folder, or lower num_rows; nothing was kept",
-        ) from cause
-    finally:
-        shutil.rmtree(place, ignore_errors=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fullrank.disk import write_text
 from fullrank.train.config import TrainConfig
 from fullrank.train.optim import Optimizers, tables_of
 
@@ -91,10 +91,7 @@ def save_card(folder: Path | None, card: dict[str, dict[str, Any]]) -> None:
     """Writes `card.json` atomically, if there is a folder."""
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / ".card.json.part"
-    draft.write_text(json.dumps(card, indent=1), encoding="utf-8")
-    os.replace(draft, folder / "card.json")
+    write_text(folder / "card.json", json.dumps(card, indent=1))
 
 
 def card_table(card: dict[str, dict[str, Any]]) -> Any:

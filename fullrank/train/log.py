@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from fullrank.config import require, to_dict
+from fullrank.disk import write_text, written_whole
 from fullrank.errors import ExtraMissingError
 from fullrank.train.config import TrainConfig
 
@@ -93,8 +93,11 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
 def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    draft = path.with_name(f".{path.name}.part")
-    with path.open(encoding="utf-8") as old, draft.open("w", encoding="utf-8") as new:
+    with (
+        written_whole(path) as draft,
+        path.open(encoding="utf-8") as old,
+        draft.open("w", encoding="utf-8") as new,
+    ):
         for line in old:
             try:
                 at = json.loads(line)["step"]
@@ -102,7 +105,6 @@ def _drop_after(path: Path, step: int) -> None:
                 continue
             if at <= step:
                 new.write(line)
-    os.replace(draft, path)
 
 
 def _start_mlflow(mlflow: Any, folder: Path, config: TrainConfig) -> None:
@@ -112,7 +114,7 @@ def _start_mlflow(mlflow: Any, folder: Path, config: TrainConfig) -> None:
         mlflow.start_run(run_id=json.loads(note.read_text(encoding="utf-8"))["run_id"])
         return
     run = mlflow.start_run(run_name=folder.name)
-    note.write_text(json.dumps({"run_id": run.info.run_id}), encoding="utf-8")
+    write_text(note, json.dumps({"run_id": run.info.run_id}))
     mlflow.log_params(to_dict(config))
 
 

@@ -7,13 +7,10 @@ at every moment, whatever kills the process.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fullrank.errors import DiskFullError, StateError
+from fullrank.disk import written_whole
+from fullrank.errors import StateError
 from fullrank.train.optim import Optimizers
 from fullrank.train.schedule import Progress
 
@@ -40,7 +38,6 @@ _KINDS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(kw_only=True)
@@ -147,22 +144,19 @@ def save_state(folder: Path, state: TrainState) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = max(_numbers(folder), default=0) + 1
-    target, draft = folder / f"{number:06d}", folder / f".{number:06d}.part"
+    target = folder / f"{number:06d}"
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "rest": {}}
     for name, x in state.tensors.items():
         parts["model" if name.startswith("model/") else "rest"][name] = x
     plain = {k: v for k, v in vars(state).items() if k not in ("tensors", "progress")}
     plain |= {"progress": asdict(state.progress), "version": VERSION}
-    with _room(draft):
-        shutil.rmtree(draft, ignore_errors=True)
+    for cut_off in folder.glob(".*.part"):  # by a process that was killed while it saved
+        shutil.rmtree(cut_off)
+    with written_whole(target, durable=True) as draft:
         draft.mkdir()
         for part, tensors in parts.items():
             write_tensors(draft / f"{part}.safetensors", tensors)
         (draft / "state.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
-        for file in (draft / "state.json", draft):
-            _sync(file)
-        os.replace(draft, target)
-        _sync(folder)
     for older in _numbers(folder):
         if older < number:
             shutil.rmtree(folder / f"{older:06d}")
@@ -244,16 +238,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         header[name] = {"dtype": kind, "shape": list(x.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    draft = path.with_name(f".{path.name}.part")
-    with _room(draft):
-        with draft.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for x in tensors.values():
-                flat = x.detach().cpu().contiguous().reshape(-1)
-                file.write(flat.view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+    with written_whole(path, durable=True) as draft, draft.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for x in tensors.values():
+            flat = x.detach().cpu().contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
 
 
 def _held(model: nn.Module) -> dict[str, Tensor]:
@@ -272,35 +261,6 @@ def _numbers(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return [int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d{6,}", p.name)]
-
-
-@contextmanager
-def _room(draft: Path) -> Iterator[None]:
-    """Turns "no space left" into a DiskFullError and takes the draft away."""
-    try:
-        yield
-    except (OSError, DiskFullError) as cause:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink(missing_ok=True)
-        if not isinstance(cause, OSError) or cause.errno not in _FULL:
-            raise  # a DiskFullError of a file inside the folder comes by here too
-        raise DiskFullError(
-            "there is no room to save",
-            where=str(draft.parent),
-            found=str(cause),
-            expected="room for the weights and twice as much again for the optimiser",
-            fix="free some space and resume; the state saved before this one is intact",
-        ) from cause
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _on_cuda(model: nn.Module) -> bool:

@@ -130,7 +130,8 @@ def test_a_save_cut_off_anywhere_leaves_a_good_state(
             return call
 
         for name in real:
-            monkeypatch.setattr(state_module.os, name, counted(name))
+            monkeypatch.setattr(os, name, counted(name))
+        monkeypatch.setattr("fullrank.disk._remove", lambda path: None)  # the dead tidy nothing up
         state.step = 2
         try:
             save_state(folder, state)
@@ -169,8 +170,19 @@ def test_no_room_keeps_the_state_before(world: ModuleType, tmp_path: Path, limit
 
 
 def test_other_failures_keep_their_own_name(world: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        write_tensors(tmp_path / "absent" / "x.safetensors", {"x": torch.zeros(1)})
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file") as caught:
+        write_tensors(tmp_path / "file" / "x.safetensors", {"x": torch.zeros(1)})
+    assert not isinstance(caught.value, DiskFullError)
+
+
+def test_what_a_killed_process_left_behind_is_cleared(world: ModuleType, tmp_path: Path) -> None:
+    cut_off = tmp_path / ".000007.12345.part"
+    cut_off.mkdir()
+    (cut_off / "model.safetensors").write_bytes(b"half")
+    assert not has_state(tmp_path)
+    save_state(tmp_path, trained(world))
+    assert [p.name for p in tmp_path.iterdir()] == ["000001"]
 
 
 @pytest.mark.parametrize("change", ["learning_rate", "schema", "extra"])

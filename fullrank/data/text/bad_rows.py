@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
-from fullrank.data.home import raise_if_full
+from fullrank.disk import raise_if_full
 from fullrank.errors import ConfigError, DataFormatError, LabelError
 
 Kind = Literal["int", "float", "text", "label", "late_label"]  # a late label may still be empty

@@ -12,9 +12,10 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
-from fullrank.data.home import cache_folder, raise_if_full
+from fullrank.data.home import cache_folder
 from fullrank.data.text.bad_rows import BadRows
 from fullrank.data.text.lines import open_text
+from fullrank.disk import raise_if_full
 
 IN_MEMORY = 64 << 20  # bytes of text up to which rows stay in memory
 _FORMAT = "1"  # part of the name of a staged file; changes when what readers yield changes
