@@ -18,7 +18,7 @@ from fullrank.data.leaks import (
 )
 from fullrank.data.rules import Rule, is_list, rules
 from fullrank.data.spec import Category, History, Number, Spec, Tags, Target, Vector
-from fullrank.data.split import require_order_of_spans
+from fullrank.data.split import require_order
 from fullrank.errors import (
     FullrankError,
     LabelError,
@@ -193,7 +193,7 @@ def _separate(
     if spec.time:
         spans = {part: (fact["oldest"], fact["newest"]) for part, fact in facts.items()}
         try:
-            require_order_of_spans(spans, spec.time)
+            require_order(spans, spec.time)
         except SplitError as error:
             if not spec.identity:
                 raise

@@ -1,4 +1,4 @@
-"""Splits of a log into training, validation and test: by time, by group, or at random.
+"""Splits of a log into training, validation and test: by time, in order, or at random.
 
 The rows stay lazy; what is collected is one column of times, or one count per split.
 Splits do not depend on the library version, the number of threads or the order of hashing.
@@ -66,37 +66,9 @@ def by_time(
             fix="put the splits in order of time",
         )
         names, bounds = list(starts), values[1:]
-    splits = {}
-    for i, name in enumerate(names):
-        after = pl.col(column) >= bounds[i - 1] if i > 0 else pl.lit(True)
-        before = pl.col(column) < bounds[i] if i < len(bounds) else pl.lit(True)
-        splits[name] = rows.filter(after & before)
-    _refuse_empty(rows, _number_between(column, bounds), names, f"split by time '{column}'")
+    splits = _between(rows, column, names, bounds)
+    _refuse_empty(rows, column, bounds, names, f"split by time '{column}'")
     return splits
-
-
-def by_group(
-    rows: pl.LazyFrame, column: str, *, fractions: Mapping[str, float] = PARTS, seed: int = 0
-) -> Splits:
-    """Splits so that all rows of a group, such as a user, fall into one split.
-
-    The split of a group depends on its value and the seed alone: new rows and new groups move no
-    old one. The empty value is one group.
-
-    Args:
-        rows: the log, in any order.
-        column: integers or text; other types are hashed as text.
-        fractions: name -> expected share of the groups, together 1.
-        seed: another seed, another split.
-
-    Raises:
-        ConfigError: the fractions do not make 1.
-        SplitError: a split has no rows.
-    """
-    key = pl.col(column).map_batches(
-        lambda s: pl.Series(s.name, stable_hash(s, seed)), pl.UInt64, is_elementwise=True
-    )
-    return _by_key(rows, key, fractions, f"split by group '{column}', seed {seed}")
 
 
 def at_random(
@@ -113,34 +85,51 @@ def at_random(
         ConfigError: the fractions do not make 1.
         SplitError: a split has no rows.
     """
-    number = "row number for the split"
-    key = pl.col(number).map_batches(
-        lambda s: pl.Series(s.name, stable_hash(s, seed)), pl.UInt64, is_elementwise=True
+    _require_fractions(fractions, "fractions")
+    names, share = list(fractions), np.cumsum(list(fractions.values()))[:-1]
+    bounds = [pl.lit(min(int(s * 2.0**64), 2**64 - 1), dtype=pl.UInt64) for s in share]
+    number, key = "row number for the split", "key of the split"
+    hashed = pl.col(number).map_batches(
+        lambda s: pl.Series(s.name, stable_hash(s.to_numpy(), seed)), pl.UInt64, is_elementwise=True
     )
-    numbered = rows.with_row_index(number)
-    splits = _by_key(numbered, key, fractions, f"split at random, seed {seed}")
-    return {name: part.drop(number) for name, part in splits.items()}
+    keyed = rows.with_row_index(number).with_columns(hashed.alias(key))
+    splits = _between(keyed, key, names, bounds)
+    _refuse_empty(keyed, key, bounds, names, f"split at random, seed {seed}")
+    return {name: part.drop(number, key) for name, part in splits.items()}
 
 
-def require_order(splits: Mapping[str, pl.LazyFrame], time_column: str) -> None:
+def in_order(rows: pl.LazyFrame, *, fractions: Mapping[str, float] = PARTS) -> Splits:
+    """Cuts by file order, for logs that were written in time order without a time.
+
+    Args:
+        rows: the log, oldest first.
+        fractions: name -> share of the rows, oldest first, together 1.
+
+    Raises:
+        ConfigError: the fractions do not make 1.
+        SplitError: a split has no rows.
+    """
+    _require_fractions(fractions, "fractions")
+    total = int(rows.select(pl.len()).collect(engine="streaming").item())
+    shares = list(fractions.values())
+    edges = [round(total * sum(shares[:i])) for i in range(len(shares))] + [total]
+    sizes = dict(zip(fractions, (b - a for a, b in pairwise(edges)), strict=True))
+    _refuse_zero(sizes, "split by file order")
+    return {
+        name: rows.slice(start, size)
+        for start, (name, size) in zip(edges, sizes.items(), strict=False)
+    }
+
+
+def require_order(spans: Mapping[str, tuple[Any, Any]], time_column: str) -> None:
     """Checks that each split ends before the next one begins.
 
     Args:
-        splits: name -> rows, oldest first.
+        spans: name -> oldest and newest time, oldest split first; None where there is no time.
         time_column: the time of a row.
 
     Raises:
         SplitError: a split has no rows, or a row of it is not older than all of the next split.
-    """
-    spans = {name: _span(part, time_column) for name, part in splits.items()}
-    require_order_of_spans(spans, time_column)
-
-
-def require_order_of_spans(spans: Mapping[str, tuple[Any, Any]], time_column: str) -> None:
-    """Checks the same as `require_order` from the oldest and newest time of each split.
-
-    Raises:
-        SplitError: as for `require_order`.
     """
     for name, (oldest, newest) in spans.items():
         if oldest is None or newest is None:
@@ -157,24 +146,10 @@ def require_order_of_spans(spans: Mapping[str, tuple[Any, Any]], time_column: st
             )
 
 
-def stable_hash(values: pl.Series, seed: int) -> NDArray[np.uint64]:
-    """Hashes values to uniform 64-bit numbers that no library version changes.
-
-    Args:
-        values: [n] integers or text; other types are hashed as text. Empty values share a hash.
-        seed: another seed, another hash.
-
-    Returns:
-        [n] uint64.
-    """
-    if values.dtype.is_integer():
-        number = values.fill_null(0).to_numpy().astype(np.uint64)
-    else:
-        number = _polynomial(values.cast(pl.String))
-    # fill_null(0) would let the empty value share the hash of 0.
-    empty = values.is_null().to_numpy()
+def stable_hash(numbers: NDArray[Any], seed: int) -> NDArray[np.uint64]:
+    """Hashes integers [n] to uniform 64-bit numbers [n] that no library version changes."""
     salt = _mix(np.array([seed % 2**64], dtype=np.uint64))[0]
-    return np.asarray(_mix(np.where(empty, ~salt, number) ^ salt), dtype=np.uint64)
+    return _mix(numbers.astype(np.uint64) ^ salt)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -185,47 +160,14 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return np.asarray(x ^ (x >> np.uint64(31)), dtype=np.uint64)
 
 
-def _polynomial(text: pl.Series) -> NDArray[np.uint64]:
-    """Hashes text by its UTF-8 bytes: sum of mix(byte, place) modulo 2^64, plus its length."""
-    arrow = text.fill_null("").to_arrow()
-    offsets = np.frombuffer(arrow.buffers()[1], dtype=np.int64)
-    offsets = offsets[arrow.offset : arrow.offset + len(arrow) + 1]
-    length = np.diff(offsets)
-    data = arrow.buffers()[2]
-    if len(arrow) == 0 or data is None or offsets[-1] == offsets[0]:
-        return length.astype(np.uint64)
-    raw = np.frombuffer(data, dtype=np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64)
-    begin = offsets[:-1] - offsets[0]
-    place = (np.arange(len(raw)) - np.repeat(begin, length)).astype(np.uint64)
-    mixed = _mix(place * np.uint64(256) + raw)
-    # Sums of a running total give empty texts their 0, which reduceat would not.
-    total = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)])
-    return np.asarray(total[begin + length] - total[begin] + length.astype(np.uint64))
-
-
-def _by_key(rows: pl.LazyFrame, key: pl.Expr, fractions: Mapping[str, float], where: str) -> Splits:
-    _require_fractions(fractions, "fractions")
-    names, share = list(fractions), np.cumsum(list(fractions.values()))[:-1]
-    bounds = [min(int(s * 2.0**64), 2**64 - 1) for s in share]
-    column = "key of the split"
-    keyed = rows.with_columns(key.alias(column))
+def _between(rows: pl.LazyFrame, column: str, names: list[str], bounds: list[Any]) -> Splits:
+    """Cuts by a column; every boundary belongs to the split after it."""
     splits = {}
     for i, name in enumerate(names):
-        part = keyed
-        if i > 0:
-            part = part.filter(pl.col(column) >= pl.lit(bounds[i - 1], dtype=pl.UInt64))
-        if i < len(bounds):
-            part = part.filter(pl.col(column) < pl.lit(bounds[i], dtype=pl.UInt64))
-        splits[name] = part.drop(column)
-    number = pl.sum_horizontal(
-        pl.lit(0), *(pl.col(column) >= pl.lit(b, dtype=pl.UInt64) for b in bounds)
-    )
-    _refuse_empty(keyed, number, names, where)
+        after = pl.col(column) >= bounds[i - 1] if i > 0 else pl.lit(True)
+        before = pl.col(column) < bounds[i] if i < len(bounds) else pl.lit(True)
+        splits[name] = rows.filter(after & before)
     return splits
-
-
-def _number_between(column: str, bounds: list[Any]) -> pl.Expr:
-    return pl.sum_horizontal(pl.lit(0), *(pl.col(column) >= b for b in bounds))
 
 
 def _boundaries(rows: pl.LazyFrame, column: str, fractions: list[float]) -> list[Any]:
@@ -243,12 +185,6 @@ def _boundaries(rows: pl.LazyFrame, column: str, fractions: list[float]) -> list
     return bounds
 
 
-def _span(part: pl.LazyFrame, column: str) -> tuple[Any, Any]:
-    low, high = pl.col(column).min().alias("low"), pl.col(column).max().alias("high")
-    row = part.select(low, high).collect(engine="streaming").row(0)
-    return row[0], row[1]
-
-
 def _refuse_missing(rows: pl.LazyFrame, column: str) -> None:
     missing = pl.col(column).is_null()
     if rows.collect_schema()[column].is_float():
@@ -260,17 +196,23 @@ def _refuse_missing(rows: pl.LazyFrame, column: str) -> None:
             where=f"column '{column}'",
             found=f"{count} empty or NaN values",
             expected="a time in every row",
-            fix="remove these rows, or split by group or at random",
+            fix="remove these rows, or split at random",
         )
 
 
-def _refuse_empty(rows: pl.LazyFrame, number: pl.Expr, names: list[str], where: str) -> None:
+def _refuse_empty(
+    rows: pl.LazyFrame, column: str, bounds: list[Any], names: list[str], where: str
+) -> None:
+    number = pl.sum_horizontal(pl.lit(0), *(pl.col(column) >= b for b in bounds))
     counted = rows.group_by(number.alias("split")).agg(pl.len()).collect(engine="streaming")
-    sizes = dict(counted.iter_rows())
-    counts = {name: int(sizes.get(i, 0)) for i, name in enumerate(names)}
-    for name, count in counts.items():
-        if count == 0:
-            raise _empty(name, where, ", ".join(f"{n} {c}" for n, c in counts.items()) + " rows")
+    found = dict(counted.iter_rows())
+    _refuse_zero({name: int(found.get(i, 0)) for i, name in enumerate(names)}, where)
+
+
+def _refuse_zero(sizes: Mapping[str, int], where: str) -> None:
+    for name, size in sizes.items():
+        if size == 0:
+            raise _empty(name, where, ", ".join(f"{n} {c}" for n, c in sizes.items()) + " rows")
 
 
 def _empty(name: str, where: str, found: str) -> SplitError:

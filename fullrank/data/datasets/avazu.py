@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from fullrank.data.datasets._cut import in_order, sampled
+from fullrank.data.datasets._sample import sampled
 from fullrank.data.home import RemoteFile, missing
 from fullrank.data.spec import Category, Spec, Target
-from fullrank.data.split import Splits, by_time
+from fullrank.data.split import Splits, by_time, in_order
 from fullrank.data.text import BadRows, Kind, read_delimited
 
 NAME = "avazu"

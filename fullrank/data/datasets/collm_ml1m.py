@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fullrank.data.datasets._cut import sampled
+from fullrank.data.datasets._sample import sampled
 from fullrank.data.datasets.tabular import read_columnar
 from fullrank.data.home import RemoteFile, find
 from fullrank.data.spec import Category, Event, History, Spec, Target

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from fullrank.data.datasets._cut import in_order, sampled
+from fullrank.data.datasets._sample import sampled
 from fullrank.data.home import RemoteFile, missing
 from fullrank.data.spec import Category, Number, Spec, Target
-from fullrank.data.split import Splits
+from fullrank.data.split import Splits, in_order
 from fullrank.data.text import BadRows, Dialect, Kind, read_delimited
 
 NAME = "criteo"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from fullrank.data.datasets._cut import sampled
+from fullrank.data.datasets._sample import sampled
 from fullrank.data.home import RemoteFile, find
 from fullrank.data.spec import Category, Spec, Target
 from fullrank.data.split import Splits

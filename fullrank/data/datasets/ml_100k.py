@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from fullrank.data.datasets import _movielens as movielens
-from fullrank.data.datasets._cut import sampled
+from fullrank.data.datasets._sample import sampled
 from fullrank.data.home import RemoteFile, find
 from fullrank.data.spec import Category, Number, Spec, Target
 from fullrank.data.split import Splits

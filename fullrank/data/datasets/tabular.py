@@ -12,10 +12,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fullrank.data.datasets._cut import in_order
 from fullrank.data.home import RemoteFile
 from fullrank.data.spec import History, Number, Spec, Tags, Target, Vector
-from fullrank.data.split import PARTS, Splits, at_random, by_time
+from fullrank.data.split import PARTS, Splits, at_random, by_time, in_order
 from fullrank.data.text import BadRow, BadRows, Dialect, Kind, read_delimited
 from fullrank.data.text.bad_rows import bad_value, find_bad
 from fullrank.data.text.delimited import column_names
@@ -73,7 +72,7 @@ class TabularDataset:
             return by_time(rows, self.SPEC.time, fractions=self.fractions)
         if self.split == "random":
             return at_random(rows, fractions=self.fractions, seed=self.seed)
-        return in_order(rows, self.fractions)
+        return in_order(rows, fractions=self.fractions)
 
     def sample(self) -> pl.DataFrame:
         """Returns the first 200 rows of train."""
