@@ -42,17 +42,6 @@ class Ranker(Protocol):
         ...
 
 
-@runtime_checkable
-class Retriever(Protocol):
-    """Encodes sides into one space."""
-
-    sides: tuple[str, ...]
-
-    def encode(self, batch: Batch, side: str) -> Tensor:
-        """Returns [B, D]."""
-        ...
-
-
 def list_models() -> list[str]:
     """Returns the names of the models that ship with fullrank: the file names in `models/`."""
     found = importlib.import_module("fullrank.models").__path__

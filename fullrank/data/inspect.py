@@ -69,11 +69,6 @@ class Column:
     whole: bool = True
     hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64), repr=False)
 
-    @property
-    def share_empty(self) -> float:
-        """Share of rows without a value, in [0, 1]."""
-        return self.empty / self.rows if self.rows else 0.0
-
 
 @dataclass(frozen=True)
 class Guess:

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from fullrank.config import from_dict, require, to_dict
 from fullrank.data.oracle import best_scores
-from fullrank.data.spec import Category, Number, Spec, Target
 from fullrank.data.split import by_time
 from fullrank.data.traffic import ads, windows
 from fullrank.data.world import START, Ints, Truth, World
@@ -167,18 +166,6 @@ def best(folder: Path) -> dict[str, dict[str, dict[str, float | None]]]:
 
 
 # ---- a wide log, for measuring how fast data is prepared
-
-
-def wide_spec(categorical: int = 26, numeric: int = 13) -> Spec:
-    """Returns what the columns of a wide log mean."""
-    return Spec(
-        columns=(
-            *(Number(name=f"n{i + 1}", transform="log") for i in range(numeric)),
-            *(Category(name=f"c{i + 1}", min_count=2) for i in range(categorical)),
-            Target(name="click"),
-        ),
-        time="time",
-    )
 
 
 def wide_log(

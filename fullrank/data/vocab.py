@@ -110,16 +110,6 @@ class Vocabulary:
         for chunk in rows.collect_batches(chunk_size=chunk_rows, maintain_order=True):
             yield chunk["row"].to_numpy()
 
-    def extended(self, raw: pl.Series) -> Vocabulary:
-        """Returns a vocabulary with the unseen values appended, in order of appearance.
-
-        Rows that exist keep their number, so a model trained on the shorter table still fits.
-        """
-        values = _as_series(raw, self.values.dtype).drop_nulls().unique(maintain_order=True)
-        fresh = values.filter(pl.Series(self.rows(values) == 0))
-        counts = np.concatenate([self.counts, np.zeros(len(fresh), dtype=np.int64)])
-        return Vocabulary(self.values.append(fresh), counts, self.unknown)
-
     def save(self, path: Path) -> None:
         """Writes an Arrow IPC file."""
         frame = pl.DataFrame({"value": self.values, "count": self.counts})

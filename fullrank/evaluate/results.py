@@ -90,12 +90,6 @@ def read_result(path: Path) -> RunResult:
         ) from cause
 
 
-def read_results(folder: Path) -> list[RunResult]:
-    """Reads every result in a folder, in order of recipe and seed; none where it does not exist."""
-    found = [read_result(path) for path in folder.glob("*-seed*.json")]
-    return sorted(found, key=lambda result: (result.recipe, result.seed))
-
-
 def finished(folder: Path, recipe: str, seed: int, fingerprint: str = "") -> RunResult | None:
     """Returns the result of a run that need not be made again, or None.
 

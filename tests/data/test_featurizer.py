@@ -97,12 +97,6 @@ def test_numbers_of_json_and_of_parquet_name_the_same_id() -> None:
     assert vocabulary.rows(pl.Series(["5", "x", "3"])).tolist() == [1, 0, 2]
 
 
-def test_new_values_are_appended_and_old_rows_stay() -> None:
-    vocabulary = Vocabulary.fit([pl.DataFrame({"v": ["a", "b", "a"]}).lazy()], 1)
-    longer = vocabulary.extended(pl.Series(["c", "a", None, "d", "c"]))
-    assert longer.rows(pl.Series(["a", "b", "c", "d"])).tolist() == [1, 2, 3, 4]
-
-
 def test_encoding_equals_the_definition() -> None:
     batch = fitted()(ROWS)
     assert batch.categorical["user"].tolist() == [1, 2, 1, 0, 3]

@@ -23,7 +23,8 @@ from sklearn.metrics import roc_auc_score
 from fullrank.data.checks import check
 from fullrank.data.datasets import simulated
 from fullrank.data.oracle import best_scores, weighted_auc, weighted_log_loss
-from fullrank.data.synthetic import read_log, simulate, wide_log, wide_spec
+from fullrank.data.spec import Category, Number, Spec, Target
+from fullrank.data.synthetic import read_log, simulate, wide_log
 from fullrank.data.text import BadRows
 from fullrank.data.world import DEVICES, PLACEMENTS, START, Impressions, Truth, World
 from fullrank.errors import ConfigError, DataFormatError, DataMissingError, DiskFullError
@@ -564,7 +565,15 @@ def test_wide_log_has_the_asked_shape_skew_and_bytes(tmp_path: Path) -> None:
     assert len(counts) == 50
     assert (np.abs(counts - 400) < 6 * math.sqrt(400)).all()
     parts = {"train": log.lazy().head(100_000), "test": log.lazy().slice(100_000)}
-    assert check(parts, wide_spec(4, 2), name="wide") == []
+    spec = Spec(
+        columns=(
+            *(Number(name=name) for name in ("n1", "n2")),
+            *(Category(name=f"c{i}") for i in (1, 2, 3, 4)),
+            Target(name="click"),
+        ),
+        time="time",
+    )
+    assert check(parts, spec, name="wide") == []
     with pytest.raises(ConfigError):
         wide_log(one, 10)
     with pytest.raises(ConfigError):

@@ -16,7 +16,7 @@ from fullrank.errors import (
 from fullrank.evaluate.results import (
     RunResult,
     finished,
-    read_results,
+    read_result,
     result_path,
     write_result,
 )
@@ -36,9 +36,9 @@ BARE = RunResult(recipe="mine/recipe.py", seed=0, metrics={"auc": 0.5})
 
 def test_results_come_back_as_they_were(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "results"
-    assert read_results(folder) == []
     assert write_result(folder, BARE) != write_result(folder, FULL)
-    assert read_results(folder) == [FULL, BARE]
+    for result in (BARE, FULL):
+        assert read_result(result_path(folder, result.recipe, result.seed)) == result
     assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".json"]
 
 
@@ -84,5 +84,5 @@ def test_a_full_disk_keeps_the_old_result(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(DiskFullError, match="full"):
         write_result(tmp_path, replace(FULL, metrics={"auc": 0.1}))
-    assert read_results(tmp_path) == [FULL]
+    assert read_result(path) == FULL
     assert list(tmp_path.iterdir()) == [path]
