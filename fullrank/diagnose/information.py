@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fullrank.diagnose.accumulate import JointCounts
 from fullrank.errors import EmptyInputError, MetricUndefinedError
+from fullrank.ops.ranking import area_under_curve
 
 SEEDS = (0, 1, 2)
 SHUFFLES = 5
@@ -225,10 +226,7 @@ def auc(score: Tensor, label: Tensor) -> float:
             expected="at least one of each",
             fix="measure on a split that has both, or on more rows",
         )
-    _, group, counts = torch.unique(score.double(), return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    rank = ends - (counts - 1).double() / 2  # mean rank of every group of ties
-    return float((rank[group][positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
+    return area_under_curve(score, positive.double(), (~positive).double())
 
 
 def probe_auc(x: Tensor, label: Tensor, *, rows: int = 5000, l2: float = 1e-3) -> float:

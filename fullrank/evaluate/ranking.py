@@ -22,6 +22,7 @@ from fullrank.evaluate.metric import (
     refuse_one_class,
     refuse_unlike,
 )
+from fullrank.ops.ranking import area_of_bins, area_under_curve
 
 CLIP = 1e-7
 _LARGEST_LOGIT = math.log1p(-CLIP) - math.log(CLIP)  # the logit of 1 - CLIP, about 16.118
@@ -154,18 +155,7 @@ def rows_auc(rows: Rows, where: str) -> float:
     """Computes the AUC of checked rows exactly; see `exact_auc`."""
     positive, negative = rows.masses()
     refuse_one_class(float(positive.sum()), float(negative.sum()), len(rows), where)
-    score, order = torch.sort(rows.score)
-    _, run = torch.unique_consecutive(score, return_inverse=True)  # [n] numbers runs of ties
-    bins = torch.zeros(2, int(run[-1]) + 1, dtype=torch.float64)
-    bins.index_add_(1, run, torch.stack([positive, negative])[:, order])
-    return _auc_of_bins(bins[0], bins[1])
-
-
-def _auc_of_bins(positive: Tensor, negative: Tensor) -> float:
-    """Returns the AUC of bins in rising order of score; a bin is a tie."""
-    below = negative.cumsum(0) - negative
-    pairs = positive.sum() * negative.sum()
-    return float((positive * (below + 0.5 * negative)).sum() / pairs)
+    return area_under_curve(rows.score, positive, negative)
 
 
 class ExactAUC:
@@ -256,7 +246,7 @@ class AUC:
         self._settle()
         positive, negative = self._masses.sum(1).tolist()
         refuse_one_class(positive, negative, self._rows, f"AUC of label '{self.label}'")
-        return {"auc": _auc_of_bins(self._masses[0], self._masses[1])}
+        return {"auc": area_of_bins(self._masses[0], self._masses[1])}
 
     def error_bound(self) -> float:
         """Returns how far the AUC can be from the exact one of the float32 scores seen so far."""

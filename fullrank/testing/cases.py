@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fullrank.batch import Batch, Columns, Jagged
+from fullrank.ops import ranking
 from fullrank.schema import (
     Bag,
     Categorical,
@@ -161,12 +162,8 @@ def planted(
 
 def area_under_curve(scores: Tensor, labels: Tensor) -> float:
     """Returns the chance that a positive row is above a negative one, ties counting half."""
-    _, place, counts = torch.unique(scores.double(), return_inverse=True, return_counts=True)
-    middle = counts.cumsum(0) - (counts - 1) / 2  # mean rank of each distinct score
     positive = labels.bool()
-    hits = positive.sum()
-    above = middle[place][positive].sum() - hits * (hits + 1) / 2
-    return float(above / (hits * (~positive).sum()))
+    return ranking.area_under_curve(scores, positive.double(), (~positive).double())
 
 
 def fit(model: nn.Module, batch: Batch, steps: int, learning_rate: float = 0.03) -> None:
