@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,11 +21,12 @@ from fullrank.data.datasets.tabular import read_files
 from fullrank.data.prepare import Prepared
 from fullrank.data.text import BadRows
 from fullrank.disk import written_whole
-from fullrank.errors import ArtifactError, ConfigError, EmptyInputError, RunFolderError
+from fullrank.errors import ArtifactError, ConfigError, EmptyInputError
 from fullrank.serve.artifact import Artifact
 from fullrank.serve.predictor import Predictor
 from fullrank.workflow.console import console, table
 from fullrank.workflow.data import DataOptions, refusing_broken
+from fullrank.workflow.folder import RunFolder
 from fullrank.workflow.run import intervals, measure
 
 _CHUNK_ROWS = 65536
@@ -49,7 +49,7 @@ def evaluate_command(folder: Path, file: Path | None, options: DataOptions) -> d
     predictor = Predictor.load(artifact_folder(folder))
     schema = predictor.artifact.schema
     if file is None:
-        prepared = Prepared.open(_prepared(folder))
+        prepared = Prepared.open(RunFolder(folder).prepared())
         _require_same(predictor.artifact, prepared)
         batches: Iterator[Batch] = prepared.splits["test"].batches()
     else:
@@ -173,25 +173,6 @@ def _encoded(predictor: Predictor, rows: pl.LazyFrame) -> Iterator[Batch]:
     for chunk in rows.collect_batches(chunk_size=_CHUNK_ROWS, maintain_order=True):
         if len(chunk):
             yield predictor.artifact.featurizer(chunk)
-
-
-def _prepared(folder: Path) -> Path:
-    """Returns where the prepared data of a run lies."""
-    found = "no recipe.json"
-    try:
-        place = Path(json.loads((folder / "recipe.json").read_text())["data"])
-        if place.is_dir():
-            return place
-        found = f"no prepared data at {place}: it was deleted, or made on another machine"
-    except (OSError, ValueError, KeyError, TypeError) as cause:
-        found += f" that names it ({type(cause).__name__})"
-    raise RunFolderError(
-        "there is no test split to measure",
-        where=str(folder),
-        found=found,
-        expected="a run folder whose prepared data is there, or --file with rows to measure",
-        fix="give a run folder, train again, or give a file of raw rows with labels",
-    )
 
 
 def _require_same(artifact: Artifact, prepared: Prepared) -> None:

@@ -40,7 +40,7 @@ def diagnose_model(
     """
     findings = _measured(run, data, model, result["epochs"])
     write_report(
-        run.report, [_shown(run, findings, result)], title=run.path.name, subtitle=_line(result)
+        run.report, [_shown(findings, result)], title=run.path.name, subtitle=_line(result)
     )
     return [str(verdict) for verdict in judge(findings)]
 
@@ -51,10 +51,10 @@ def diagnose_command(runs: Sequence[Path], out: Path | None) -> dict[str, Any]:
     for folder in runs:
         run = RunFolder(folder)
         result = run.read_result()
-        data = Prepared.open(Path(json.loads(run.recipe.read_text())["data"]))
+        data = Prepared.open(run.prepared())
         model = Artifact.load(run.artifact).build()
         findings = _measured(run, data, model, result["epochs"])
-        shown.append(_shown(run, findings, result))
+        shown.append(_shown(findings, result))
         verdicts[str(folder)] = [str(v) for v in judge(findings)]
     report = out or RunFolder(runs[0]).report
     write_report(report, shown, subtitle=_line(RunFolder(runs[0]).read_result()))
@@ -70,7 +70,7 @@ def joint_report(path: Path, runs: Sequence[Path], title: str) -> None:
     shown = []
     for folder in runs:
         run = RunFolder(folder)
-        shown.append(_shown(run, _stored(run), run.read_result()))
+        shown.append(_shown(_stored(run), run.read_result()))
     write_report(path, shown, title=title, subtitle=_line(RunFolder(runs[0]).read_result()))
 
 
@@ -108,7 +108,7 @@ def _context(recipe: dict[str, Any], run: RunFolder, epoch: int = 0) -> RunConte
     )
 
 
-def _shown(run: RunFolder, findings: Findings, result: dict[str, Any]) -> RunFindings:
+def _shown(findings: Findings, result: dict[str, Any]) -> RunFindings:
     metrics = {name: result["test"].get(name) for name in _SHOWN}
     step = 1e3 * result["train_seconds"] / max(result["steps"], 1)
     sizes = {"parameters": result["parameters"], "step_ms": round(step, 1)}

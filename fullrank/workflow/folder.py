@@ -94,6 +94,29 @@ class RunFolder:
             ) from cause
         return found
 
+    def prepared(self) -> Path:
+        """Returns where the prepared data of the run lies.
+
+        Raises:
+            RunFolderError: it was deleted, or this is no run.
+        """
+        found = "no recipe.json"
+        try:
+            place = Path(json.loads(self.recipe.read_text())["data"])
+            if place.is_dir():
+                return place
+            found = f"nothing at {place}: it was deleted, or made on another machine"
+        except (OSError, ValueError, KeyError, TypeError) as cause:
+            found += f" that names it ({type(cause).__name__})"
+        raise RunFolderError(
+            "the prepared data of a run is not there",
+            where=str(self.path),
+            found=found,
+            expected="a run folder, and the data that it was trained on",
+            fix="give a run folder, or train again; `fullrank evaluate --file` needs an artefact "
+            "and raw rows with labels alone",
+        )
+
     @contextmanager
     def claimed(self, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
         """Holds the folder for this process. Folders made for it go again if nothing is written.

@@ -29,6 +29,7 @@ from fullrank.serve.artifact import Artifact
 from fullrank.serve.predictor import Predictor
 from fullrank.workflow.apply import evaluate_command, export_command, predict_command
 from fullrank.workflow.data import DataOptions
+from fullrank.workflow.diagnosis import diagnose_command
 
 from .small_world import listing, make_log
 
@@ -197,7 +198,7 @@ def test_raw_rows_measure_as_the_prepared_ones(trained, monkeypatch, chunk):
     assert said["metrics"]["auc"] == trained.result["test"]["auc"]
 
 
-def test_an_artefact_alone_has_no_test_split(trained, tmp_path):
+def test_without_prepared_data_there_is_nothing_to_measure(trained, tmp_path):
     with pytest.raises(RunFolderError, match="--file"):
         evaluate_command(trained.folder / "artifact", None, OPTIONS)
     shutil.copytree(trained.folder, tmp_path / "run")
@@ -206,6 +207,10 @@ def test_an_artefact_alone_has_no_test_split(trained, tmp_path):
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe))
     with pytest.raises(RunFolderError, match="deleted"):
         evaluate_command(tmp_path / "run", None, OPTIONS)
+    before = listing(tmp_path)
+    with pytest.raises(RunFolderError, match="deleted"):
+        diagnose_command([tmp_path / "run"], None)
+    assert listing(tmp_path) == before
 
 
 def test_other_prepared_data_is_refused(trained, tmp_path):
