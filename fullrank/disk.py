@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fullrank.errors import DiskFullError
@@ -19,7 +21,8 @@ _FULL_TEXT = ("No space left on device", "Disk quota exceeded", "File too large"
 def written_whole(target: Path, *, durable: bool = False) -> Iterator[Path]:
     """Gives a temporary path beside the target, and renames it to the target at the end.
 
-    What was at the target stays as it was unless everything succeeds.
+    What was at the target stays as it was unless everything succeeds. What a killed process of
+    this machine left beside the same target is removed first.
 
     Args:
         target: a file, or a folder that does not exist yet. Missing folders above it are made.
@@ -37,10 +40,11 @@ def written_whole(target: Path, *, durable: bool = False) -> Iterator[Path]:
         ...     (Path(folder) / "a.txt").read_text()
         'whole'
     """
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+    draft = target.with_name(f"{_drafts_of(target)}{os.getpid()}.part")
     _remove(draft)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         yield draft
         if durable:
             for path in (draft, *(draft.rglob("*") if draft.is_dir() else ())):
@@ -84,6 +88,34 @@ def raise_if_full(cause: BaseException, target: Path) -> None:
         expected="room for what is written",
         fix="free some space, or choose a folder on another disk; what was there before is intact",
     ) from cause
+
+
+def _drafts_of(target: Path) -> str:
+    """Returns how the names of drafts begin; the process follows, whose number is this host's."""
+    return f".{target.name}.{re.sub('[^0-9A-Za-z-]', '_', platform.node())[:32]}."
+
+
+def _sweep(target: Path) -> None:
+    """Removes the drafts of a target whose processes are gone."""
+    if os.name == "nt":
+        return  # trap: there, asking for a process by a signal ends it
+    begin = _drafts_of(target)
+    with suppress(OSError):  # a folder that may not be listed can still be written to
+        for path in target.parent.iterdir():
+            process = path.name.removeprefix(begin).removesuffix(".part")
+            is_draft = path.name == f"{begin}{process}.part" and process.isdecimal()
+            if is_draft and not _is_alive(int(process)):
+                _remove(path)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # it is there and not ours, or no number of a process: leave it alone
+    return True
 
 
 def _sync(path: Path) -> None:

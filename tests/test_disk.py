@@ -96,17 +96,54 @@ def test_a_folder_that_is_there_is_never_merged_into(tmp_path):
     assert (tmp_path / "folder" / "b").read_text() == "old"
 
 
+def draft_name(folder: Path) -> str:
+    with written_whole(folder / "file") as draft:
+        draft.touch()
+    return draft.name
+
+
+def ended_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
 def test_what_an_earlier_try_left_is_in_nobodys_way(tmp_path):
+    name = draft_name(tmp_path)
     for make in (Path.mkdir, Path.touch):
-        make(tmp_path / f".file.{os.getpid()}.part")
+        make(tmp_path / name)
         write_text(tmp_path / "file", "new")
         assert names(tmp_path) == ["file"]
     elsewhere = tmp_path / "elsewhere"
     fill(elsewhere)
-    (tmp_path / f".file.{os.getpid()}.part").symlink_to(elsewhere)
+    (tmp_path / name).symlink_to(elsewhere)
     write_text(tmp_path / "file", "new")
     assert (elsewhere / "b").exists()  # the link went, what it points at did not
     assert not (tmp_path / "file").is_symlink()
+
+
+def test_drafts_of_dead_processes_are_swept_and_no_others(tmp_path):
+    mine, dead = f".{os.getpid()}.", f".{ended_process()}."
+    name = draft_name(tmp_path)
+    host = name.split(".")[2]
+    kept = [
+        name.replace(mine, f".{os.getppid()}."),  # its process lives
+        name.replace(mine, dead).replace(f".{host}.", f".x{host}."),  # on another machine
+        name.replace(mine, dead).replace(".file.", ".file.b."),  # of another target
+        name.replace(mine, dead) + "ial",
+        name.replace(mine, ".x1."),
+        name.replace(mine, f".{2**99}."),
+    ]
+    for other in kept:
+        (tmp_path / other).touch()
+    (tmp_path / name.replace(mine, dead)).touch()
+    write_text(tmp_path / "file", "new")
+    assert names(tmp_path) == sorted([*kept, "file"])
+    for other in kept:
+        (tmp_path / other).unlink()
+    fill(tmp_path / name.replace(mine, dead))
+    write_text(tmp_path / "file", "new")
+    assert names(tmp_path) == ["file"]
 
 
 def test_readers_see_the_old_or_the_new_when_the_writer_is_killed(tmp_path):
@@ -128,8 +165,10 @@ with written_whole(Path(sys.argv[1])) as draft, draft.open("w") as file:
         process.stdout.readline()
         process.send_signal(signal.SIGKILL)
     assert (tmp_path / "file").read_text() == "old"
+    assert len(names(tmp_path)) == 2
     write_text(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "new"
+    assert names(tmp_path) == ["file"]
 
 
 # ---- no room
@@ -213,7 +252,7 @@ def test_contents_are_synced_before_the_name_and_the_name_after(tmp_path, monkey
 
     def named(handle: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{handle}"))
-        events.append(path.name.replace(str(os.getpid()), "PID"))
+        events.append("draft" if path.suffix == ".part" else path.name)
         fsync(handle)
 
     def moved(source: Path, target: Path) -> None:
@@ -224,7 +263,7 @@ def test_contents_are_synced_before_the_name_and_the_name_after(tmp_path, monkey
     monkeypatch.setattr(disk.os, "replace", moved)
     with written_whole(tmp_path / "folder", durable=True) as draft:
         fill(draft)
-    assert sorted(events[:4]) == [".folder.PID.part", "a", "b", "deep"]
+    assert sorted(events[:4]) == ["a", "b", "deep", "draft"]
     assert events[4:] == ["replace", tmp_path.name]
     events.clear()
     write_text(tmp_path / "file", "x")
