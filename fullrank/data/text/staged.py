@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from gzip import GzipFile
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from fullrank.data.home import cache_folder
 from fullrank.data.text.bad_rows import BadRows
 from fullrank.data.text.lines import open_text
-from fullrank.disk import raise_if_full
+from fullrank.disk import written_whole
 
 IN_MEMORY = 64 << 20  # bytes of text up to which rows stay in memory
 _FORMAT = "1"  # part of the name of a staged file; changes when what readers yield changes
@@ -50,18 +50,14 @@ def lazy_rows(
     if clean.exists():
         return pl.scan_parquet(clean)
     before = bad_rows.count
-    part = folder / f".{clean.name}.{uuid.uuid4().hex}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_parquet(frames, part)
-        final = clean if bad_rows.count == before else clean.with_suffix(".partial.parquet")
-        os.replace(part, final)
-    except OSError as error:
-        raise_if_full(error, part)
-        raise
-    finally:
-        part.unlink(missing_ok=True)
-    return pl.scan_parquet(final)
+    partial = clean.with_suffix(".partial.parquet")
+    with written_whole(partial) as draft:
+        write_parquet(frames, draft)
+    if bad_rows.count > before:
+        return pl.scan_parquet(partial)
+    with suppress(FileNotFoundError):  # another process that staged the same took it there
+        os.replace(partial, clean)
+    return pl.scan_parquet(clean)
 
 
 def write_parquet(frames: Iterator[pl.DataFrame], path: Path) -> None:
