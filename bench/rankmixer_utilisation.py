@@ -32,6 +32,7 @@ from fullrank.nn.mixing import AttentionMixing, MultiheadMixing
 from fullrank.nn.mlp import MLP, linear
 from fullrank.nn.token_ffn import PerTokenFFN, activate, per_token_linear
 from fullrank.schema import Categorical, Label, Schema, Table
+from fullrank.train.memory import keep_freed_memory
 
 FIELDS, ROWS_PER_TABLE, T, D, K, L = 32, 1000, 16, 256, 4, 2
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as train() does; the products get it too
     results = []
     for threads in arguments.threads:
         torch.set_num_threads(threads)
