@@ -105,17 +105,24 @@ def missing(
     )
 
 
-def find(name: str, folder: Path, files: Sequence[str], licence: str) -> Path:
+def find(name: str, folder: Path, files: Sequence[str], licence: str, *, by_hand: str = "") -> Path:
     """Returns the first of several files that is there, plain or with ".gz".
 
+    Args:
+        name: of the data set.
+        folder: where its files belong.
+        files: any of these will do; the first that is there is taken.
+        licence: under which it may be had.
+        by_hand: address of a home that has to be visited by a person.
+
     Raises:
-        DataMissingError: none is; names the folder, the command that gets it and the licence.
+        DataMissingError: none is; says how to get it.
     """
     for file in files:
         for path in (folder / file, folder / f"{file}.gz"):
             if path.is_file():
                 return path
-    raise missing(name, folder, files, licence)
+    raise missing(name, folder, files, licence, by_hand=by_hand)
 
 
 def fetch(

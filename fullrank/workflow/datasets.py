@@ -47,16 +47,8 @@ def get_data(name: str, root: Path | None) -> dict[str, Any]:
         DownloadError: it cannot be downloaded; what is right is kept, what is wrong is deleted.
     """
     source, home = find_dataset(name), data_root(root)
-    if not source.FILES:
-        raise DownloadError(
-            "this dataset has no public download",
-            where=name,
-            found="no address of a file",
-            expected="a file to fetch",
-            fix=f"get it by hand from {source.HOME or 'its owner'}"
-            if name != "simulated"
-            else "run `fullrank simulate`",
-        )
+    if not getattr(source, "FILES", ()):
+        raise _by_hand(name, source, home)
     console.print(f"{source.TITLE}: {source.LICENCE}", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), SpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
@@ -67,6 +59,18 @@ def get_data(name: str, root: Path | None) -> dict[str, Any]:
 
         paths = get(source.FILES, home, advance)
     return {"name": name, "files": [str(path) for path in paths]}
+
+
+def _by_hand(name: str, source: Any, root: Path) -> DownloadError:
+    page, places = getattr(source, "HOME", ""), [str(root / f) for f in source.FOLDERS]
+    fix = f"get it by hand from {page or 'its owner'}, and put its files into {places[0]}"
+    return DownloadError(
+        "this dataset has no public download",
+        where=f"dataset '{name}'",
+        found="no address of a file" + (": it is here already" if is_there(source, root) else ""),
+        expected="a dataset that `fullrank data list --json` shows with `download`",
+        fix=f"run `{page}`" if page.startswith("fullrank ") else fix,
+    )
 
 
 def inspect_data(file: Path) -> dict[str, Any]:

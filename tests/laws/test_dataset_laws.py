@@ -186,7 +186,11 @@ def test_absent_data_is_named_with_its_licence(name, tmp_path):
     with pytest.raises(DataMissingError) as caught:
         dataset(name).load(tmp_path, BadRows())
     assert str(tmp_path) in caught.value.where
-    assert dataset(name).LICENCE in str(caught.value) or name == "simulated"
+    found = dataset(name)
+    assert found.LICENCE in str(caught.value) or name == "simulated"
+    advice = f"fullrank data get {name}" if found.FILES else found.HOME
+    assert advice in caught.value.fix
+    assert found.FILES or "data get" not in caught.value.fix
 
 
 @every

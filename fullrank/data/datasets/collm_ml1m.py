@@ -50,12 +50,13 @@ SPEC = Spec(
 def load(root: Path, bad_rows: BadRows) -> Splits:
     """Reads `collm_ml1m/{train,valid,test}.parquet` and the titles of `items.csv`."""
     folder = root / "collm_ml1m"
-    titles = read_delimited(
-        find(NAME, folder, ("items.csv",), LICENCE), {"iid": "int", "title": "text"}, bad_rows
-    ).with_columns(pl.col("iid").cast(pl.Int32))
+    items = find(NAME, folder, ("items.csv",), LICENCE, by_hand=HOME)
+    titles = read_delimited(items, {"iid": "int", "title": "text"}, bad_rows).with_columns(
+        pl.col("iid").cast(pl.Int32)
+    )
     splits = {}
     for name in ("train", "valid", "test"):
-        path = find(NAME, folder, (f"{name}.parquet",), LICENCE)
+        path = find(NAME, folder, (f"{name}.parquet",), LICENCE, by_hand=HOME)
         rows = read_columnar(path, {"label": "label"}, bad_rows)
         splits[name] = rows.join(titles, on="iid", how="left", maintain_order="left")
     return splits

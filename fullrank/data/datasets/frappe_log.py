@@ -58,13 +58,14 @@ def load(root: Path, bad_rows: BadRows) -> Splits:
     """Reads `frappe/frappe_log.csv` and `frappe/apps_meta.csv`, plain or gzipped."""
     folder = root / "frappe"
     tabs = Dialect(separator="\t", quote="")
-    log_path = find(NAME, folder, ("frappe_log.csv", "frappe.csv"), LICENCE)
-    apps_path = find(NAME, folder, ("apps_meta.csv", "apps.csv", "meta_app.csv"), LICENCE)
+    log_path = find(NAME, folder, ("frappe_log.csv", "frappe.csv"), LICENCE, by_hand=HOME)
+    apps = ("apps_meta.csv", "apps.csv", "meta_app.csv")
+    apps_path = find(NAME, folder, apps, LICENCE, by_hand=HOME)
     # cnt, how often the app was used, exists for positives only: it would tell the label
     log = read_delimited(log_path, _LOG, bad_rows, dialect=tabs).drop("cnt").collect()
-    apps = read_delimited(apps_path, {"item": "int"}, bad_rows, dialect=tabs)
-    rows = with_negatives(log, apps.select("item").collect().to_series(), SEED)
-    shown = apps.select("item", "category", "name", "description")
+    described = read_delimited(apps_path, {"item": "int"}, bad_rows, dialect=tabs)
+    rows = with_negatives(log, described.select("item").collect().to_series(), SEED)
+    shown = described.select("item", "category", "name", "description")
     joined = rows.lazy().join(shown, on="item", how="left", maintain_order="left")
     return at_random(joined, fractions={"train": 0.7, "valid": 0.2, "test": 0.1}, seed=SEED)
 
