@@ -14,6 +14,9 @@ endif
 demo: $(STAMP)
 	$(VENV)/bin/fullrank demo
 
+# Tiny matrices: a second thread would only wait for the first.
+test slow: export OMP_NUM_THREADS = 1
+
 test: $(STAMP)
 	$(PY) -m pytest -m "not slow" --durations=8
 
