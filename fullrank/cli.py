@@ -190,7 +190,7 @@ class Train(DataCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(DataCommand):
+class Evaluate(RowsCommand):
     """Measure a trained run or artefact again, on its test split or on a file of raw rows."""
 
     run_or_artifact: Positional[Path]

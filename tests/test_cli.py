@@ -211,6 +211,7 @@ def test_json_has_no_nan(capsys, monkeypatch):
         (["train", "a", "--ouut", "x"], "--out"),
         (["train", "a", "--resum"], "--resume"),
         (["train"], "RECIPE"),
+        (["evaluate", "a", "--cache", "b"], "--cache"),  # it reads what the run was trained on
         (["data", "lst"], "list"),
         (["compare", "a", "--seeds", "two"], "seeds"),
         (["export", "a", "b", "--format", "onnx"], "torch-export"),

@@ -150,7 +150,7 @@ def _start(job: Job, asked: Compare) -> subprocess.Popen[bytes]:
 
 
 def _data_flags(options: DataOptions) -> list[str]:
-    flags = ["--bad-rows", options.bad_rows]
+    flags = ["--bad-rows", options.bad_rows, "--quarantine", str(options.quarantine)]
     if options.root is not None:
         flags += ["--data-root", str(options.root)]
     if options.cache is not None:

@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+import tyro
 
 import fullrank.workflow.compare as compare_module
-from fullrank.cli import Compare
+from fullrank.cli import Compare, Train
 from fullrank.errors import ConfigError, RunFolderError, UnknownNameError
 from fullrank.workflow.compare import compare_command
+from fullrank.workflow.data import DataOptions
 
 from .small_world import listing, write_recipe
 
@@ -58,6 +60,14 @@ def test_two_recipes_are_compared_over_two_seeds(asked, said):
         assert result["test"]["auc"] == run["auc"]
         assert result["seed"] == run["seed"]
         assert result["epochs"] == 1
+
+
+def test_the_runs_of_a_comparison_read_data_as_it_was_asked_to():
+    options = DataOptions(
+        root=Path("raw"), cache=Path("kept"), bad_rows="quarantine", quarantine=Path("bad")
+    )
+    train = tyro.cli(Train, args=["own.py", *compare_module._data_flags(options)])
+    assert train.options() == options
 
 
 def test_a_second_call_runs_nothing_again(asked, said, monkeypatch):
