@@ -45,7 +45,6 @@ class Shown:
     all: Findings
     verdicts: list[Verdict]
     stages: list[Stage]
-    note: str
 
 
 def sections(runs: Sequence[Shown]) -> Iterable[Section]:

@@ -26,13 +26,11 @@ class RunFindings:
         name: as the reader knows it.
         findings: of one checkpoint, or of several; the newest is shown, all are drawn over time.
         metrics: such as auc, logloss, parameters, step_ms: columns of the table. None is a dash.
-        note: one sentence on how this model differs.
     """
 
     name: str
     findings: Findings
     metrics: Mapping[str, float | int | None] = field(default_factory=dict)
-    note: str = ""
 
 
 def write_report(
@@ -69,7 +67,7 @@ def render_report(runs: Sequence[RunFindings], *, title: str, subtitle: str = ""
     for run in runs:
         newest = run.findings.latest()
         stages = stage_ranks(newest)
-        seen.append(Shown(run.name, newest, run.findings, judge(newest), stages, run.note))
+        seen.append(Shown(run.name, newest, run.findings, judge(newest), stages))
     environment = Environment(
         loader=PackageLoader("fullrank.diagnose"),
         autoescape=True,

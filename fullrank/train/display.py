@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any
 
 REFRESH_SECONDS = 0.25
@@ -73,12 +72,7 @@ class Display(AbstractContextManager["Display"]):
         console = Console(stderr=True) if self.bar is None else self.bar.console
         console.print(text, highlight=False, soft_wrap=isinstance(text, str))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Takes the bar away."""
         if self.bar is not None:
             self.bar.stop()

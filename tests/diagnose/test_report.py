@@ -63,7 +63,7 @@ def test_the_page_is_whole_and_needs_no_network(found: Findings, tmp_path: Path)
     metrics = {"auc": 0.51234, "parameters": 1234567, "step_ms": 3.14159, "gauc": None}
     runs = [
         RunFindings(name="one", findings=found, metrics=metrics),
-        RunFindings(name="two", findings=found, metrics={"auc": 0.6}, note="With dropout."),
+        RunFindings(name="two", findings=found, metrics={"auc": 0.6}),
     ]
     path = tmp_path / "new" / "report.html"
     write_report(path, runs, title="A title", subtitle="400 rows")
@@ -74,7 +74,7 @@ def test_the_page_is_whole_and_needs_no_network(found: Findings, tmp_path: Path)
     assert all(link.startswith("#") for link in parser.links)
     assert not re.search(r"url\((?!#)|@import|<script", page)
     text = " ".join(parser.words)
-    for words in ("A title", "400 rows", "0.5123", "1,234,567", "3.1", "n/a", "With dropout."):
+    for words in ("A title", "400 rows", "0.5123", "1,234,567", "3.1", "n/a"):
         assert words in text, words
     for section in (
         "Effective rank through the model", "one sample", "Spectra", "Embedding tables",
@@ -88,7 +88,7 @@ def test_the_page_is_whole_and_needs_no_network(found: Findings, tmp_path: Path)
 
 def test_names_cannot_break_the_page(found: Findings) -> None:
     evil = '<script>alert("x")</script>'
-    page = render_report([RunFindings(name=evil, findings=found, note=evil)], title=evil)
+    page = render_report([RunFindings(name=evil, findings=found)], title=evil)
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 
