@@ -28,7 +28,7 @@ class Loader:
 
     Args:
         split: prepared rows.
-        batch_size: B; the last batch of an epoch is smaller.
+        batch_size: B; the last batch of an epoch may be smaller.
         shuffle: a new order in every epoch; False keeps the order on disk.
         seed: of the orders. Seed, epoch and batch determine everything; no state is hidden.
         buffer_bytes: memory for the rows being shuffled.

@@ -32,7 +32,7 @@ class Category:
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """A numeric column; empty becomes the training mean (0 after "standard").
+    """A numeric column; empty becomes the training mean, which is 0 after "standard" and "log".
 
     `transform`: "standard" subtracts the training mean and divides by the deviation; "log" does
     the same to sign(x) * log(1 + |x|), as for counts; "none" keeps the number.

@@ -20,7 +20,7 @@ class TrainConfig:
         batch_size: rows per batch, read by whoever builds the loader.
         optimizer: for dense parameters. "adamw" decouples weight decay, "adam" adds it to the
             gradient.
-        learning_rate: of the first step after warm-up.
+        learning_rate: the peak, at the end of warm-up.
         weight_decay: of dense parameters with two or more dimensions; biases, norms and other
             vectors are never decayed.
         table_optimizer: for embedding tables. "auto" takes "adam" for small tables and
@@ -30,7 +30,7 @@ class TrainConfig:
             `embedding_regularizer`). Sparse optimisers apply it to the rows of the batch alone.
         schedule: of the learning rate. "plateau" multiplies it by `plateau_factor` after each
             validation that brought no new best.
-        warmup_steps: the learning rate rises linearly from zero over so many steps.
+        warmup_steps: the learning rate rises linearly to its peak over so many steps.
         final_factor: the learning rate ends at this share of its peak ("linear", "cosine").
         plateau_factor: see `schedule`; the learning rate never falls below 1e-6 this way.
         metric: of `validate` that decides which weights are best; "auc" means that of the first

@@ -82,7 +82,7 @@ class Guard:
             self._batches += 1
 
     def means(self) -> dict[str, float]:
-        """Returns the mean of every loss, and "loss" for their sum, since the last call."""
+        """Returns the means since the last call: "loss" for the sum, and each loss of several."""
         self.flush()
         n = max(self._batches, 1)
         out = {f"loss/{k}": v / n for k, v in zip(self._names, self._sums, strict=True)}

@@ -52,8 +52,9 @@ class TrainState:
         step: optimiser steps taken.
         seconds: wall time spent so far.
         progress: what validation has shown.
-        tensors: "model/NAME", "optimizer/NAME/KEY" and "random/DEVICE". Empty in what `train`
-            returns when it was given a folder: they lie there.
+        tensors: "model/NAME", "optimizer/NAME/KEY" and "random/DEVICE"; in a run without a folder
+            "best/NAME" too. Empty in what `train` returns when it was given a folder: they lie
+            there.
         interrupted: True when the run was asked to stop; resume to finish it.
     """
 

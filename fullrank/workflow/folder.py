@@ -4,6 +4,7 @@ recipe.json   what was asked        card.json        what changes the result
 metrics.jsonl every logged step     state/           to resume from
 scores/       test logits           diagnostics/     records and spectra
 report.html   the picture           artifact/        what is served
+best.safetensors  weights of the best validation; tensorboard/ and mlflow.json where asked for
 result.json   the last thing written: its presence means the run is finished
 """
 

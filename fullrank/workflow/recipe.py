@@ -43,7 +43,7 @@ class Recipe:
         dataset: a name of `fullrank data list`, the dotted path of your own module, or a dataset
             object such as `tabular.from_files` returns.
         model: a name of `fullrank models`, or the dotted path of your own module.
-        config: the model's own Config.
+        config: the model's own Config, a mapping of its settings, or None for the defaults.
         train: how it is trained.
         seed: of initial weights, order of rows and dropout.
         claim: what it should reach.

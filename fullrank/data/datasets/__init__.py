@@ -27,6 +27,13 @@ class Dataset(Protocol):
         ...
 
     @property
+    def FOLDERS(self) -> tuple[str, ...]:  # noqa: N802
+        """Paths below the data root that hold its files: prepared data is made anew when one of
+        these changes.
+        """
+        ...
+
+    @property
     def TITLE(self) -> str:  # noqa: N802
         """The name in reports."""
         ...
