@@ -107,13 +107,7 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
             validate=lambda m: validation(m, data),
             monitor=training_monitor(recipe, run) if options.diagnose else None,
             state=state,
-            identity={
-                "model": recipe.model,
-                "config": to_dict(recipe.config),
-                "seed": recipe.seed,
-                "schema": data.schema.fingerprint(),
-                "featurizer": data.featurizer.fingerprint(),
-            },
+            identity=_identity(recipe, data),
             progress=options.progress,
         )
         write_json(run.recipe, asked)  # a state of another run was refused before this
@@ -129,6 +123,17 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
             result["verdicts"] = diagnose_model(run, data, model, result)
         write_json(run.result, result)
     return result
+
+
+def _identity(recipe: Recipe, data: Prepared) -> dict[str, Any]:
+    """Returns what a saved state must agree with, beside the settings of training."""
+    return {
+        "model": recipe.model,
+        "config": to_dict(recipe.config),
+        "seed": recipe.seed,
+        "schema": data.schema.fingerprint(),
+        "featurizer": data.featurizer.fingerprint(),
+    }
 
 
 def _require_both_labels(data: Prepared) -> None:
