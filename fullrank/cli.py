@@ -334,6 +334,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as ended:
         sys.stderr.write(said.getvalue())
         return _misused(asked, said.getvalue()) if ended.code else 0
+    except BrokenPipeError:
+        return _unread()
     return _run(command)
 
 
@@ -352,13 +354,18 @@ def _run(command: Any) -> int:
             print("interrupted", file=sys.stderr)
             result = {"interrupted": True}
         return finish_with(result, command.json)
-    except BrokenPipeError:  # whoever read our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        return _unread()
     except OSError as error:
         return finish_with(refused(error), command.json)
     finally:
         console.stderr = False
+
+
+def _unread() -> int:
+    """Ends quietly when whoever read our output has left, as `head` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _misused(asked: list[str], said: str) -> int:
