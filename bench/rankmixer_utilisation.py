@@ -30,7 +30,7 @@ from fullrank.models.rankmixer import RankMixer, RankMixerConfig
 from fullrank.nn.experts import SparseExperts
 from fullrank.nn.mixing import AttentionMixing, MultiheadMixing
 from fullrank.nn.mlp import MLP, linear
-from fullrank.nn.token_ffn import PerTokenFFN, activate, per_token_linear
+from fullrank.nn.token_ffn import PerTokenFFN
 from fullrank.schema import Categorical, Label, Schema, Table
 from fullrank.train.memory import keep_freed_memory
 
@@ -132,20 +132,9 @@ def parts(rows: int) -> dict[str, tuple[Callable[[], object], float]]:
         return run
 
     ffn = PerTokenFFN(T, D, (K * D,))
-    first, second = ffn.layers
-
-    def batched(x: Tensor) -> Tensor:
-        hidden = activate(per_token_linear(x, first.weight, first.bias), "gelu")
-        return per_token_linear(hidden, second.weight, second.bias)
-
-    def plain_run() -> None:
-        ffn.zero_grad(set_to_none=True)
-        both_ways(batched)()
-
     cost = 3.0 * rows * products(ffn)
     found = {
         "part: per-token FFN": (both_ways(ffn), cost),
-        "part: the same as two bmm": (plain_run, cost),
         "part: mixing": (both_ways(MultiheadMixing(T, D)), 0.0),
         "part: self-attention": (
             both_ways(AttentionMixing(T, D)),

@@ -1,13 +1,13 @@
-"""Per-token networks against loops, and both ways to compute them against one another."""
+"""Per-token networks against loops."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from torch.func import functional_call
 
-from fullrank.nn import token_ffn
-from fullrank.nn.token_ffn import PerTokenFFN, per_token_ffn, shared_ffn, xavier_slices
+from fullrank.nn.token_ffn import PerTokenFFN, shared_ffn, xavier_slices
 from tests.reference import mixing_twin as twin
 
 B, T, D, H = 5, 3, 4, 6
@@ -19,17 +19,15 @@ def weights(seed=0):
     return [torch.randn(*s, generator=draw, dtype=torch.float64) for s in shapes]
 
 
-@pytest.fixture(params=["batched", "one by one", "two by two"])
-def path(request, monkeypatch):
-    """Runs a test with each way to compute; two threads leave a last part of one token."""
-    monkeypatch.setattr(token_ffn, "_SPLIT_FROM", 0 if "by" in request.param else 10**12)
-    threads = 2 if request.param == "two by two" else 1
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    return request.param
+def per_token_ffn(x, w1, b1, w2, b2, act):
+    """Runs the layer with given weights."""
+    net = PerTokenFFN(x.shape[1], x.shape[2], (w1.shape[2],), act)
+    names = ("layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias")
+    return functional_call(net, dict(zip(names, (w1, b1, w2, b2), strict=True)), (x,))
 
 
 @pytest.mark.parametrize("act", ["gelu", "relu"])
-def test_both_ways_equal_the_loops(path, act):
+def test_equals_the_loops(act):
     x = torch.randn(B, T, D, dtype=torch.float64)
     out = per_token_ffn(x, *weights(), act)
     expected = twin.per_token_ffn(x.numpy(), *(w.numpy() for w in weights()), getattr(twin, act))
@@ -38,30 +36,14 @@ def test_both_ways_equal_the_loops(path, act):
 
 
 @pytest.mark.parametrize("act", ["gelu", "relu"])
-def test_gradients_equal_finite_differences(path, act):
+def test_gradients_equal_finite_differences(act):
     torch.manual_seed(1)
     inputs = [torch.randn(B, T, D, dtype=torch.float64), *weights()]
     inputs = [x.requires_grad_() for x in inputs]
     torch.autograd.gradcheck(lambda *a: per_token_ffn(*a, act), inputs)
 
 
-def test_token_by_token_really_runs_where_it_pays(monkeypatch):
-    """A guard for the two tests above: the fixture does switch the path."""
-    x, seen = torch.randn(B, T, D, dtype=torch.float64), []
-    real = token_ffn._TokenByToken.apply
-    monkeypatch.setattr(
-        token_ffn._TokenByToken, "apply", lambda *a: seen.append(1) or real(*a), raising=True
-    )
-    for start, runs in ((10**12, 0), (0, 1)):
-        monkeypatch.setattr(token_ffn, "_SPLIT_FROM", start)
-        per_token_ffn(x, *weights(), "gelu")
-        assert len(seen) == runs
-    with torch.no_grad():
-        per_token_ffn(x, *weights(), "gelu")
-    assert len(seen) == 1  # serving takes the batched way
-
-
-def test_a_strided_input_and_a_strided_gradient_are_read_rightly(path):
+def test_a_strided_input_and_a_strided_gradient_are_read_rightly():
     """Mixed tokens, expanded means and sliced tokens arrive without being copied."""
     wide = torch.randn(B, D, T, dtype=torch.float64, requires_grad=True)
     out = per_token_ffn(wide.transpose(1, 2), *weights(), "gelu")
@@ -89,7 +71,7 @@ def test_u4_a_token_depends_on_its_own_weights_alone():
     assert not torch.equal(after[:, 1], before[:, 1])
 
 
-def test_u4_permuting_tokens_and_weights_together_commutes(path):
+def test_u4_permuting_tokens_and_weights_together_commutes():
     order = torch.tensor([2, 0, 1])
     x, own = torch.randn(B, T, D, dtype=torch.float64), weights()
     moved = per_token_ffn(x[:, order], *(w[order] for w in own), "gelu")
