@@ -229,7 +229,7 @@ def _count(column: Column, values: pl.Series) -> None:
         return
     fresh = filled.unique().hash(seed=0).to_numpy()
     column.hashes = np.union1d(column.hashes, fresh)[:_SKETCH]
-    column.distinct = _distinct(column.hashes)
+    column.distinct = min(_distinct(column.hashes), column.rows - column.empty)
     numbers: Any = filled
     if filled.dtype == pl.String:
         column.separator = column.separator or _tag_separator(filled)
