@@ -145,6 +145,10 @@ def _notes(comparison: Comparison) -> str:
         f"`{comparison.metric}`: {direction} is better; mean over seeds ± half of its {per_cent} "
         "interval (Student)."
     ]
+    runs = [run for recipe in comparison.runs.values() for run in recipe]
+    if any(run.step_seconds is not None for run in runs):
+        notes.append("ms per step: wall time, while the other cores had runs of their own.")
+    notes += dict.fromkeys(f"Data: {note}." for run in runs for note in run.notes)
     if comparison.differences:
         first = comparison.differences[0]
         notes.append(

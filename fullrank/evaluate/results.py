@@ -32,6 +32,7 @@ class RunResult:
         step_seconds: median time of a training step.
         paper: metric -> the number that the paper reports.
         floor: metric -> what a naive method reaches, such as the base rate.
+        notes: what must be said beside any number, such as how the data differs.
     """
 
     recipe: str
@@ -42,6 +43,7 @@ class RunResult:
     step_seconds: float | None = None
     paper: dict[str, float] = field(default_factory=dict)
     floor: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in self.metrics.items():

@@ -179,6 +179,7 @@ def _finish(process: subprocess.Popen[bytes], job: Job) -> None:
             parameters=result["parameters"],
             step_seconds=_step_seconds(job.folder / "metrics.jsonl"),
             paper={claim.metric: claim.paper} if claim else {},
+            notes=tuple(result["notes"]),
             floor={claim.metric: claim.floor} if claim and claim.floor is not None else {},
         ),
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,13 @@ def test_seeds_left_out_are_named() -> None:
     page = markdown(compare(_results()[1:], "auc", baseline="dcnv2"), "frappe", COMMAND)
     assert "seeds 0 are left out" in page
     assert "left out" not in markdown(compare(_results(), "auc", baseline="dcnv2"), "x", COMMAND)
+
+
+def test_what_the_data_is_not_is_said_once() -> None:
+    caveat = "negatives drawn again"
+    results = [replace(result, notes=(caveat,)) for result in _results()]
+    assert markdown(compare(results, "auc"), "x", COMMAND).count(caveat) == 1
+    assert "Data:" not in markdown(compare(_results(), "auc"), "x", COMMAND)
 
 
 @pytest.mark.parametrize("baseline", ["dcnv2", None])
