@@ -129,4 +129,10 @@ def _cell(name: str, value: float | int | None) -> str:
     return f"{value:.1f}" if name.endswith(("_ms", "seconds")) else f"{value:.4f}"
 
 
-_COLUMN = {"auc": "AUC", "gauc": "GAUC", "logloss": "log-loss", "ece": "ECE", "step_ms": "step, ms"}
+_COLUMN = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "logloss": "log-loss",
+    "ece": "ECE",
+    "step_ms": "ms per step, all in",
+}

@@ -147,7 +147,9 @@ def _notes(comparison: Comparison) -> str:
     ]
     runs = [run for recipe in comparison.runs.values() for run in recipe]
     if any(run.step_seconds is not None for run in runs):
-        notes.append("ms per step: wall time, while the other cores had runs of their own.")
+        notes.append(
+            "ms per step: wall time with validation and saving, while other cores had runs too."
+        )
     notes += dict.fromkeys(f"Data: {note}." for run in runs for note in run.notes)
     if comparison.differences:
         first = comparison.differences[0]

@@ -42,8 +42,8 @@ class TrainConfig:
         clip_norm: the global norm of the gradient is cut to this; None cuts nothing.
         precision: "auto" is bfloat16 autocast on a CUDA device that has it, else float32. On a
             CPU without bf16 units autocast is 7 to 8 times slower.
-        compile: run the model through `torch.compile`. Measured on a CPU it changes the speed of
-            DCN-V2 and RankMixer by under 6 % and costs up to a minute, hence off.
+        compile: run the model through `torch.compile`. Measured on a CPU, compiled
+            steps of DCN-V2 and RankMixer are slower than eager ones (bench/compile.py), hence off.
         keep_memory: see `memory.keep_freed_memory`; False leaves the C library as it is.
         threads: of torch; None leaves the process as it is.
         explode_factor: see `guard.Guard`.

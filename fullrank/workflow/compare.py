@@ -58,6 +58,13 @@ def compare_command(asked: Compare) -> dict[str, Any]:
         expected="at least 1; 5 for an interval that says something",
         fix="raise it",
     )
+    require(
+        asked.processes is None or asked.processes >= 1,
+        where="--processes",
+        found=asked.processes,
+        expected="at least 1",
+        fix="raise it, or leave it out for one per core",
+    )
     recipes = [load_recipe(name, asked.set) for name in asked.recipes]
     names = [recipe.name for recipe in recipes]
     require(
@@ -113,7 +120,7 @@ def _jobs(asked: Compare, recipes: list[Recipe]) -> Iterator[Job]:
 
 def _run_all(jobs: list[Job], asked: Compare) -> None:
     """Keeps every core busy; stops all of them when one fails or the user asks for the end."""
-    limit = asked.processes or os.cpu_count() or 1
+    limit = asked.processes or os.cpu_count() or 1  # None: one per core
     left, running = list(jobs), dict[subprocess.Popen[bytes], Job]()
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, EtaColumn(), console=console) as bar:
@@ -186,7 +193,7 @@ def _finish(process: subprocess.Popen[bytes], job: Job) -> None:
 
 
 def _step_seconds(path: Path) -> float | None:
-    """Returns the median seconds per step, from the log lines of each epoch."""
+    """Returns the median wall seconds per step, validation and saving included."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"]
     spans = [

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.progress import TransferSpeedColumn as SpeedColumn
 
 from fullrank.config import override, to_dict
-from fullrank.data.datasets import list_datasets
+from fullrank.data.datasets import list_datasets, note
 from fullrank.data.home import data_root, get
 from fullrank.errors import DownloadError
 from fullrank.workflow.console import console, table
@@ -94,7 +94,7 @@ def simulate_data(settings: tuple[str, ...], root: Path | None) -> dict[str, Any
     """Writes a simulated log below the data root and prints the best possible scores."""
     import json
 
-    from fullrank.data.datasets.simulated import ensure
+    source = find_dataset("simulated")
     from fullrank.data.world import World
 
     world = World()
@@ -102,7 +102,9 @@ def simulate_data(settings: tuple[str, ...], root: Path | None) -> dict[str, Any
         world = override(world, setting)
     with Progress(console=console) as bar:
         task = bar.add_task("simulating", total=world.num_rows)
-        folder = ensure(data_root(root), world, progress=lambda rows: bar.advance(task, rows))
+        folder = source.ensure(
+            data_root(root), world, progress=lambda rows: bar.advance(task, rows)
+        )
     truth = json.loads((folder / "truth.json").read_text())
-    console.print(f"wrote {folder}", markup=False)
+    console.print(f"wrote {folder}\n{note(source, data_root(root))}", markup=False, soft_wrap=True)
     return {"folder": str(folder), "world": to_dict(world), "truth": truth}

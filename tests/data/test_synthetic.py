@@ -1,5 +1,7 @@
 """The simulator: true probabilities, dials, seeds, histories, delays, files."""
 
+# Longer than 400 lines, because one world is made once and every effect is looked for in it.
+
 from __future__ import annotations
 
 import dataclasses

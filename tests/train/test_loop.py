@@ -1,3 +1,5 @@
+# Longer than 400 lines, because the loop is one function and its order of events one subject.
+
 from __future__ import annotations
 
 import json

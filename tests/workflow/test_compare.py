@@ -141,6 +141,8 @@ def test_an_interrupted_run_is_resumed(asked, tmp_path, monkeypatch):
     [
         ({"recipes": ()}, ConfigError, "no recipe"),
         ({"seeds": 0}, ConfigError, "at least 1"),
+        ({"processes": 0}, ConfigError, "one per core"),
+        ({"processes": -1}, ConfigError, "one per core"),
         ({"recipes": ("frappe_lrr",)}, UnknownNameError, "frappe_lr"),
         ({"recipes": ("frappe_lr", "frappe_lr")}, ConfigError, "frappe_lr, frappe_lr"),
         ({"set": ("train.epocs=1",)}, ConfigError, "epochs"),
