@@ -21,7 +21,7 @@ from fullrank.errors import SchemaError
 from fullrank.losses.binary import binary_losses
 from fullrank.model import NO_ASSETS, Assets
 from fullrank.nn.head import num_labels, split_labels, zeroed
-from fullrank.nn.interaction import PairDots
+from fullrank.nn.crosses import PairDots
 from fullrank.schema import Schema
 from fullrank.tap import Tap
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fullrank.nn.interaction import CIN, Cross, LowRankCross, PairDots, pair_sum
+from fullrank.nn.crosses import CIN, Cross, LowRankCross, PairDots, pair_sum
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31))
 fast = settings(max_examples=15, deadline=None, derandomize=True)
