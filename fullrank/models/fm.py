@@ -18,8 +18,8 @@ from fullrank.config import require_positive
 from fullrank.embedding import Embeddings
 from fullrank.losses.binary import binary_losses
 from fullrank.model import NO_ASSETS, Assets
-from fullrank.nn.head import LabelSum, num_labels, split_labels, zeroed
 from fullrank.nn.crosses import pair_sum
+from fullrank.nn.head import LabelSum, num_labels, split_labels, zeroed
 from fullrank.schema import Schema
 from fullrank.tap import Tap
 

@@ -20,8 +20,8 @@ from fullrank.embedding import Embeddings
 from fullrank.errors import SchemaError
 from fullrank.losses.binary import binary_losses
 from fullrank.model import NO_ASSETS, Assets
-from fullrank.nn.head import num_labels, split_labels, zeroed
 from fullrank.nn.crosses import PairDots
+from fullrank.nn.head import num_labels, split_labels, zeroed
 from fullrank.schema import Schema
 from fullrank.tap import Tap
 

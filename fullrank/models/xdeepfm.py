@@ -17,8 +17,8 @@ from fullrank.config import require, require_between, require_positive
 from fullrank.embedding import Embeddings
 from fullrank.losses.binary import binary_losses
 from fullrank.model import NO_ASSETS, Assets
-from fullrank.nn.head import num_labels, split_labels, zeroed
 from fullrank.nn.crosses import CIN
+from fullrank.nn.head import num_labels, split_labels, zeroed
 from fullrank.nn.mlp import MLP, Activation, linear
 from fullrank.schema import Schema
 from fullrank.tap import Tap
