@@ -1,1 +1,1 @@
-"""Recipes: a run is a function that returns a Recipe."""
+"""Recipes: one file per data set, one function per run; see `fullrank.workflow.recipe`."""

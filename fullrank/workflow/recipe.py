@@ -1,4 +1,9 @@
-"""Recipe: one run, as choices. A run is a Python function `recipe()` that returns one."""
+"""Recipe: one run, as choices. A run is a Python function that returns one.
+
+A file of recipes holds the runs on one data set side by side, so that what they share is written
+once. Function `dcnv2` of `frappe.py` is the recipe `frappe_dcnv2`; a function named `recipe` goes
+by the name of its file.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +41,23 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gain:
+    """An advantage over another recipe that a comparison of both puts to the test.
+
+    Args:
+        over: name of the other recipe: a baseline, or a control of as many parameters.
+        metric: in which it shows.
+        paper: the published gain, None where none was published.
+        source: where that stands.
+    """
+
+    over: str
+    metric: str = "auc"
+    paper: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Data, model and training of one run.
 
@@ -47,6 +69,7 @@ class Recipe:
         train: how it is trained.
         seed: of initial weights, order of rows and dropout.
         claim: what it should reach.
+        gains: what it should be better than; no part of the run itself.
         name: set by whoever loads the recipe.
     """
 
@@ -56,6 +79,7 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = 1
     claim: Claim | None = None
+    gains: tuple[Gain, ...] = ()
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -83,21 +107,15 @@ class Recipe:
 
 def list_recipes() -> dict[str, str]:
     """Returns name -> first line of what it says about itself; nothing is imported."""
-    folder = Path(importlib.import_module("fullrank.recipes").__path__[0])
-    listed = {}
-    for module in pkgutil.iter_modules([str(folder)]):
-        path = folder / f"{module.name}.py"
-        text = ast.get_docstring(ast.parse(path.read_text())) or ""
-        listed[module.name] = text.partition("\n")[0]
-    return listed
+    return {name: text for name, (_, _, text) in _shipped().items()}
 
 
 def load_recipe(name: str, settings: tuple[str, ...] = ()) -> Recipe:
     """Finds a recipe and applies settings such as `train.epochs=2`.
 
     Args:
-        name: one of `list_recipes`, or the path of a Python file with a function `recipe`. Such a
-            file is code of your own and is run.
+        name: one of `list_recipes`, or the path of a Python file with a function `recipe`, or
+            `path.py:function`. Such a file is code of your own and is run.
         settings: assignments, applied in order.
 
     Raises:
@@ -105,25 +123,26 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> Recipe:
         ConfigError: a setting is unknown or has the wrong type, the config belongs to another
             model, or the file cannot be imported.
     """
-    module = _from_file(Path(name)) if name.endswith(".py") else _shipped(name)
-    made = getattr(module, "recipe", None)
+    module, function = _found(name)
+    made = getattr(module, function, None)
     if not callable(made):
         raise UnknownNameError(
-            "a recipe file has no function recipe()",
+            f"a recipe file has no function {function}()",
             where=name,
             found="names " + ", ".join(sorted(n for n in vars(module) if not n.startswith("_"))),
-            expected="def recipe() -> Recipe",
-            fix="add the function",
+            expected=f"def {function}() -> Recipe",
+            fix="add the function, or name one that is there: path.py:function",
         )
     built: Recipe = made()
     require(
         isinstance(built, Recipe),
-        where=f"{name}: recipe()",
+        where=f"{name}: {function}()",
         found=type(built).__name__,
         expected="a fullrank.workflow.recipe.Recipe",
         fix="return a Recipe",
     )
-    built = replace(built, name=Path(name).stem)
+    stem = (module.__file__ and Path(module.__file__).stem) or name
+    built = replace(built, name=stem if function == "recipe" else f"{stem}_{function}")
     for setting in settings:
         built = override(built, setting)
     wanted = model_class(built.model).Config
@@ -137,8 +156,26 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> Recipe:
     return built
 
 
-def _shipped(name: str) -> ModuleType:
-    known = list_recipes()
+def _shipped() -> dict[str, tuple[str, str, str]]:
+    """Returns name -> (module, function, first line of its docstring)."""
+    folder = Path(importlib.import_module("fullrank.recipes").__path__[0])
+    found = {}
+    for module in pkgutil.iter_modules([str(folder)]):
+        for node in ast.parse((folder / f"{module.name}.py").read_text()).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                text = (ast.get_docstring(node) or "").partition("\n")[0]
+                found[f"{module.name}_{node.name}"] = (module.name, node.name, text)
+    return found
+
+
+def _found(name: str) -> tuple[ModuleType, str]:
+    """Returns the module and the function that a name stands for."""
+    path, colon, function = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        path, function = name, "recipe"
+    if path.endswith(".py"):
+        return _from_file(Path(path)), function
+    known = _shipped()
     if name not in known:
         raise UnknownNameError(
             "there is no such recipe",
@@ -147,7 +184,8 @@ def _shipped(name: str) -> ModuleType:
             expected="a name of `fullrank recipes`, or the path of a .py file",
             fix=nearest(name, known),
         )
-    return importlib.import_module(f"fullrank.recipes.{name}")
+    module, function, _ = known[name]
+    return importlib.import_module(f"fullrank.recipes.{module}"), function
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -40,6 +40,35 @@ def test_a_file_of_ones_own_is_a_recipe(tmp_path):
     assert recipe.claim is not None
 
 
+def test_a_file_may_hold_several_recipes(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        dedent("""
+        from fullrank.train.config import TrainConfig
+        from fullrank.workflow.recipe import Gain, Recipe
+
+        def plain():
+            return Recipe(dataset="frappe", model="fm", config=None)
+
+        def long():
+            train = TrainConfig(epochs=9)
+            gains = (Gain(over="mine_plain"),)
+            return Recipe(dataset="frappe", model="fm", config=None, train=train, gains=gains)
+        """)
+    )
+    plain, long = load_recipe(f"{path}:plain"), load_recipe(f"{path}:long", ("train.epochs=8",))
+    assert (plain.name, long.name) == ("mine_plain", "mine_long")
+    assert long.train.epochs == 8
+    assert [gain.over for gain in long.gains] == [plain.name]
+    # What a run should be better than does not change the run.
+    assert "gains" not in long.to_dict()
+    with pytest.raises(UnknownNameError, match="no function wide") as caught:
+        load_recipe(f"{path}:wide")
+    assert "plain" in caught.value.found
+    with pytest.raises(UnknownNameError, match=r"no function recipe"):
+        load_recipe(str(path))
+
+
 def test_a_file_does_not_take_the_place_of_a_module(tmp_path):
     load_recipe(str(write_recipe(tmp_path / "random.py", tmp_path)))
     assert sys.modules["random"] is random

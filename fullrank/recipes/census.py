@@ -1,4 +1,4 @@
-"""DCN-V2 on Census-Income: two labels from one network."""
+"""Census-Income: two labels from one network."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from fullrank.train.config import TrainConfig
 from fullrank.workflow.recipe import Recipe
 
 
-def recipe() -> Recipe:
-    """Returns the run."""
+def dcnv2() -> Recipe:
+    """DCN-V2 on Census-Income."""
     return Recipe(
         dataset="census_income",
         model="dcnv2",

@@ -1,4 +1,4 @@
-"""DCN-V2 on the CoLLM cut of MovieLens 1M, split by time."""
+"""The CoLLM cut of MovieLens 1M, split by time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from fullrank.train.config import TrainConfig
 from fullrank.workflow.recipe import Recipe
 
 
-def recipe() -> Recipe:
-    """Returns the run."""
+def dcnv2() -> Recipe:
+    """DCN-V2 on the CoLLM cut of MovieLens 1M."""
     return Recipe(
         dataset="collm_ml1m",
         model="dcnv2",
