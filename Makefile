@@ -28,7 +28,7 @@ check: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/codespell fullrank docs README.md bench/*.py bench/peers
+	$(VENV)/bin/codespell fullrank studies docs README.md bench/*.py bench/peers
 	$(PY) bench/lengths.py
 
 bench: $(STAMP)

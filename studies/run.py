@@ -1,0 +1,174 @@
+"""Runs the studies and writes docs/results/rankers_behaviour.md.
+
+    python studies/run.py                         all, five seeds or as many as a trial says
+    python studies/run.py --only dmoe sfg
+    python studies/run.py --seeds 1 --no-page     a quick look
+
+Each (trial, seed) is one task in a process of one thread, as many at once as there are cores. What
+is measured is kept in studies/.work under a name that changes with the code, so that a stopped run
+goes on where it was and a changed trial is measured anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from fullrank.disk import write_text  # noqa: E402
+from studies.trial import Outcome, Trial, outcome  # noqa: E402
+
+STUDIES = {
+    "ipa": "IPA and PFL (arXiv:2411.12441)",
+    "dmoe": "D-MoE (arXiv:2505.17925)",
+    "sfg": "SFG (arXiv:2512.14041)",
+    "rankup": "RankUp (arXiv:2604.17878)",
+    "rankelastor": "RankElastor (arXiv:2605.23191)",
+}
+WORK = ROOT / "studies" / ".work"
+PAGE = ROOT / "docs" / "results" / "rankers_behaviour.md"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One trial with one seed."""
+
+    study: str
+    trial: str
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        """Where its figures lie."""
+        return WORK / f"{self.study}-{self.trial}-{_code(self.study)}-seed{self.seed}.json"
+
+
+def main() -> None:
+    """Runs what is missing and writes the page."""
+    parser = argparse.ArgumentParser(description="behavioural claims of the rankers' papers")
+    parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES))
+    parser.add_argument("--trials", nargs="+", help="names, such as B1; all when left out")
+    parser.add_argument("--seeds", type=int, help="instead of what each trial says")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--no-page", action="store_true", help="print only")
+    asked = parser.parse_args()
+    tasks = [
+        Task(study, trial.name, seed)
+        for study in asked.only
+        for trial in trials(study)
+        if asked.trials is None or trial.name in asked.trials
+        for seed in range(1, (asked.seeds or trial.seeds) + 1)
+    ]
+    _run([task for task in tasks if not task.path.exists()], asked.processes)
+    parts = [_section(study, [t for t in tasks if t.study == study]) for study in asked.only]
+    if asked.no_page:
+        print("\n".join(parts))
+        return
+    command = " ".join(["python studies/run.py", *sys.argv[1:]])
+    write_text(PAGE, "\n".join([_head(command), *parts]))
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+def trials(study: str) -> list[Trial]:
+    """Returns the trials of a study."""
+    found: list[Trial] = importlib.import_module(f"studies.{study}").TRIALS
+    return found
+
+
+def _code(study: str) -> str:
+    """Returns a name that changes with the study, the teacher and the models."""
+    package = ROOT / "fullrank"
+    files = [ROOT / "studies" / f"{study}.py", ROOT / "studies" / "teacher.py"]
+    files += sorted(p for part in ("models", "nn", "losses") for p in (package / part).glob("*.py"))
+    text = b"".join(path.read_bytes() for path in files)
+    return hashlib.sha256(text).hexdigest()[:12]
+
+
+def _measure(task: Task) -> Task:
+    trial = next(t for t in trials(task.study) if t.name == task.trial)
+    start = time.perf_counter()
+    figures = trial.measure(task.seed)
+    kept = {"figures": figures, "seconds": time.perf_counter() - start}
+    write_text(task.path, json.dumps(kept, indent=1) + "\n")
+    return task
+
+
+def _run(tasks: list[Task], processes: int) -> None:
+    WORK.mkdir(exist_ok=True)
+    start, done = time.perf_counter(), 0
+    # trap: a forked process inherits OpenMP's locks and may wait for ever.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        for future in as_completed([pool.submit(_measure, task) for task in tasks]):
+            task, done = future.result(), done + 1
+            spent = time.perf_counter() - start
+            left = spent / done * (len(tasks) - done)
+            print(
+                f"{done}/{len(tasks)} {task.study} {task.trial} seed {task.seed}; "
+                f"{60 * done / spent:.1f} per minute, {left / 60:.0f} min to go",
+                flush=True,
+            )
+
+
+def _head(command: str) -> str:
+    return f"""# What the rankers' papers claim about behaviour
+
+Made by `{command}` on simulated rows whose truth is known; what holds on real logs stands in
+[rankers.md](rankers.md). A figure is the mean over seeds. Gain: above zero agrees with the claim;
+its interval is Student's at 95 %. A claim holds when the whole interval lies above zero, does not
+hold when none of it does, and is undecided otherwise.
+"""
+
+
+def _section(study: str, tasks: list[Task]) -> str:
+    lines = [
+        f"## {STUDIES[study]}",
+        "",
+        "| | claim | reference | measured | gain | seeds | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    comments = []
+    for trial in trials(study):
+        mine = [t for t in tasks if t.trial == trial.name]
+        if not mine:
+            continue
+        figures = [json.loads(t.path.read_text())["figures"] for t in mine]
+        judged = outcome([trial.gain(f) for f in figures])
+        lines.append(_row(trial, figures, judged))
+        if trial.comment:
+            comments.append(f"- {trial.name}: {trial.comment}")
+    return "\n".join([*lines, "", *comments, ""])
+
+
+def _row(trial: Trial, figures: list[dict[str, float]], judged: Outcome) -> str:
+    measured = "; ".join(f"{name} {_figure([f[name] for f in figures])}" for name in figures[0])
+    gain = f"{fmean(judged.gains):+.4g}"
+    if judged.interval is not None:
+        gain += f" [{judged.interval.low:+.4g}, {judged.interval.high:+.4g}]"
+    agreeing = sum(g > 0 for g in judged.gains)
+    cells = (trial.name, trial.claim, trial.reference, measured, gain)
+    seeds = f"{agreeing}/{len(judged.gains)}"
+    return "| " + " | ".join((*cells, seeds, judged.verdict)).replace("\n", " ") + " |"
+
+
+def _figure(values: list[float]) -> str:
+    finite = [v for v in values if math.isfinite(v)]
+    return f"{fmean(finite):.4g}" if finite else "-"
+
+
+if __name__ == "__main__":
+    main()
