@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from fullrank.errors import ConfigError, nearest
@@ -236,3 +237,28 @@ def require_between(config: object, low: float, high: float, *names: str) -> Non
             expected=f"between {low} and {high}",
             fix="move it into the interval",
         )
+
+
+def refuse_idle(
+    config: Any, read_only_with: Sequence[tuple[str, Sequence[Any], Sequence[str]]]
+) -> None:
+    """Raises a ConfigError if a setting was changed that another one leaves without effect.
+
+    Args:
+        config: a dataclass whose settings all have defaults.
+        read_only_with: (switch, values, names): the settings `names` are read only while `switch`
+            has one of `values`.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    for switch, values, names in read_only_with:
+        other = getattr(config, switch)
+        for name in names:
+            value = getattr(config, name)
+            require(
+                value == defaults[name] or other in values,
+                where=f"{type(config).__qualname__}.{name}",
+                found=f"{value!r} with {switch}={other!r}",
+                expected=f"{defaults[name]!r}: it is read only with {switch} "
+                + " or ".join(map(str, values)),
+                fix=f"leave {name} out, or set {switch}={values[0]}",
+            )

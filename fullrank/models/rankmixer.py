@@ -8,14 +8,14 @@ Baseline of its descendants: `RankMixerConfig.rankelastor_baseline()`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fullrank.batch import Batch
-from fullrank.config import require, require_between, require_positive
+from fullrank.config import refuse_idle, require_between, require_positive
 from fullrank.embedding import Embeddings
 from fullrank.losses.binary import binary_losses
 from fullrank.model import NO_ASSETS, Assets
@@ -118,17 +118,7 @@ class RankMixerConfig:
         require_positive(self, "num_experts", "expert_scale")
         require_between(self, 0.0, 0.95, "dropout")
         require_between(self, 1e-3, 1.0, "rho_target")
-        defaults = {f.name: f.default for f in fields(self)}
-        pairs = ((name, switch, on) for switch, on, names in _ONLY_WITH for name in names)
-        for name, switch, on in pairs:
-            value, other = getattr(self, name), getattr(self, switch)
-            require(
-                value == defaults[name] or other in on,
-                where=f"RankMixerConfig.{name}",
-                found=f"{value!r} with {switch}='{other}'",
-                expected=f"{defaults[name]!r}: it is read only with {switch} {' or '.join(on)}",
-                fix=f"leave {name} out, or set {switch}={on[0]}",
-            )
+        refuse_idle(self, _ONLY_WITH)
 
     @property
     def hidden(self) -> tuple[int, ...]:

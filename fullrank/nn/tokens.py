@@ -109,16 +109,26 @@ class RandomTokens(nn.Module):
         field_dim: D_e.
         num_tokens: N, at most F. The first F mod N groups have one field more.
         dim: D.
-        seed: of the order.
+        seed: of the order; None keeps the fields in theirs.
+        resample: draw another order for every training batch, as a negative control. Evaluation
+            keeps the first. The number of draws is saved, so a resumed run draws on.
 
     Raises:
         ConfigError: there are fewer fields than tokens.
     """
 
     order: Tensor
+    draws: Tensor
 
     def __init__(
-        self, num_fields: int, field_dim: int, num_tokens: int, dim: int, *, seed: int = 0
+        self,
+        num_fields: int,
+        field_dim: int,
+        num_tokens: int,
+        dim: int,
+        *,
+        seed: int | None = 0,
+        resample: bool = False,
     ) -> None:
         super().__init__()
         require(
@@ -128,8 +138,12 @@ class RandomTokens(nn.Module):
             expected="at least one whole field per token",
             fix=f"set num_tokens to {num_fields} or less",
         )
-        order = torch.randperm(num_fields, generator=torch.Generator().manual_seed(seed))
+        assert seed is not None or not resample, "an order that is never drawn has no other"
+        self.seed, self.resample = seed, resample
+        order = torch.arange(num_fields) if seed is None else _permutation(num_fields, seed)
         self.register_buffer("order", order)  # [F]
+        if resample:
+            self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
         size, larger = divmod(num_fields, num_tokens)
         self.counts, self.in_larger = (larger, num_tokens - larger), larger * (size + 1)
         self.projections = nn.ModuleList(
@@ -139,7 +153,7 @@ class RandomTokens(nn.Module):
 
     def forward(self, fields: Tensor) -> Tensor:
         """Returns [B, N, D] for [B, F, D_e]."""
-        ordered = fields[:, self.order]  # [B, F, D_e]
+        ordered = fields[:, self._order()]  # [B, F, D_e]
         parts = ordered[:, : self.in_larger], ordered[:, self.in_larger :]
         tokens = [
             projection(part.reshape(part.shape[0], count, -1))
@@ -147,6 +161,13 @@ class RandomTokens(nn.Module):
             if count
         ]
         return torch.cat(tokens, dim=1)  # [B, N, D]
+
+    def _order(self) -> Tensor:
+        if not (self.resample and self.training):
+            return self.order
+        self.draws += 1
+        own = 1_000_003 * (self.seed or 0) + int(self.draws)
+        return _permutation(self.order.shape[0], own).to(self.order.device)
 
 
 class AutoSplitTokens(nn.Module):
@@ -271,6 +292,10 @@ def _numbers(groups: tuple[tuple[str, ...], ...], names: tuple[str, ...]) -> lis
         fix="name each field once",
     )
     return [[names.index(name) for name in group] for group in groups]
+
+
+def _permutation(length: int, seed: int) -> Tensor:
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed))
 
 
 def _network(in_dim: int, hidden: tuple[int, ...], out_dim: int) -> nn.Module:
