@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullrank.data.datasets import _movielens as movielens
-from fullrank.data.datasets import dataset
+from fullrank.data.datasets import collm_ml1m, dataset
 from fullrank.data.text import BadRows
 from fullrank.errors import DataMissingError
 
@@ -121,3 +121,12 @@ def test_bad_ratings_are_left_out_of_every_past(tmp_path: Path):
     assert "line 51" not in (tmp_path / "bad.jsonl").read_text()
     assert '"line": 51' in (tmp_path / "bad.jsonl").read_text()
     assert 77 not in np.unique(rows["history_item"].explode().drop_nulls().to_numpy())
+
+
+def test_collm_rows_show_the_newest_likes_as_a_bag_and_the_year(tmp_path):
+    collm_ml1m.write_sample(tmp_path)
+    rows = collm_ml1m.load(tmp_path, BadRows())["train"].collect()
+    assert max(len(his) for his in rows["his"]) > collm_ml1m.RECENT  # else nothing was cut
+    for his, liked, iid, year in rows.select("his", "liked", "iid", "year").iter_rows():
+        assert liked == his[-collm_ml1m.RECENT :]
+        assert year == 1960 + iid

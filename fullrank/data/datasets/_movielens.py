@@ -158,7 +158,7 @@ def splits(
     """
     movies = movies.with_columns(
         pl.col("item").cast(pl.Int32),
-        year=pl.col("title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int32),
+        year=year_of("title"),
     )
     cut = by_time(Ratings.of(ratings).lazy(), "time")
     joined = {}
@@ -169,6 +169,11 @@ def splits(
             rows = rows.join(typed, on="user", how="left", maintain_order="left")
         joined[name] = rows
     return joined
+
+
+def year_of(title: str) -> pl.Expr:
+    """Returns the year in brackets at the end of a title, null where there is none."""
+    return pl.col(title).str.extract(r"\((\d{4})\)\s*$").cast(pl.Int32)
 
 
 def read_csv(name: str, folder: Path, bad_rows: BadRows) -> Splits:

@@ -1,7 +1,8 @@
 """MovieLens 1M as cut by the CoLLM paper: ratings of 2000 to 2003 with histories, split by time.
 
 One row is one rating; `label` is 1 above three stars. `his` holds the movies the user liked
-earlier. Zhang et al., arXiv:2310.19488.
+earlier. Zhang et al., arXiv:2310.19488. Beside user, item and history, as in the source, stands the
+year that the movie's title ends with.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fullrank.data.datasets import _movielens as movielens
 from fullrank.data.datasets._sample import sampled
 from fullrank.data.datasets.tabular import read_columnar
 from fullrank.data.home import RemoteFile, find
-from fullrank.data.spec import Category, Event, History, Spec, Target
+from fullrank.data.spec import Category, Event, History, Spec, Tags, Target
 from fullrank.data.split import Splits
 from fullrank.data.text import BadRows, read_delimited
 
@@ -27,10 +29,13 @@ LICENCE = "GroupLens: research use; no redistribution without permission; no com
 HOME = "https://github.com/zyang1580/CoLLM"
 NOTE = "rows of the same second can see each other in file order, as in the source"
 FILES: tuple[RemoteFile, ...] = ()  # published as pickles, which are not read: see HOME
+RECENT = 20  # movies of the history that models without sequences see, as a bag
 SPEC = Spec(
     columns=(
         Category(name="uid", side="user"),  # user number
         Category(name="iid", side="item"),  # movie number
+        movielens.YEAR,
+        Tags(name="liked", table="iid", max_length=RECENT, side="user"),  # newest of the history
         History(  # movies liked before this row, oldest first; may be empty
             name="history", events=(Event(name="item", column="his", table="iid"),)
         ),
@@ -52,12 +57,13 @@ def load(root: Path, bad_rows: BadRows) -> Splits:
     folder = root / "collm_ml1m"
     items = find(NAME, folder, ("items.csv",), LICENCE, by_hand=HOME)
     titles = read_delimited(items, {"iid": "int", "title": "text"}, bad_rows).with_columns(
-        pl.col("iid").cast(pl.Int32)
+        pl.col("iid").cast(pl.Int32), year=movielens.year_of("title")
     )
     splits = {}
     for name in ("train", "valid", "test"):
         path = find(NAME, folder, (f"{name}.parquet",), LICENCE, by_hand=HOME)
         rows = read_columnar(path, {"label": "label"}, bad_rows)
+        rows = rows.with_columns(liked=pl.col("his").list.tail(RECENT))
         splits[name] = rows.join(titles, on="iid", how="left", maintain_order="left")
     return splits
 
@@ -75,7 +81,7 @@ def write_sample(root: Path) -> None:
     seen: dict[int, list[int]] = {}
     rows = []
     for place in range(270):
-        user = int(random.integers(0, 10))
+        user = int(random.integers(0, 4))
         item = int((place * 7 + user) % 60)
         liked = (user + item) % 2
         past = list(seen.get(user, []))
