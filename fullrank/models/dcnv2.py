@@ -22,6 +22,7 @@ from fullrank.model import NO_ASSETS, Assets
 from fullrank.nn.crosses import Cross, LowRankCross
 from fullrank.nn.head import num_labels, split_labels
 from fullrank.nn.mlp import MLP, Activation, linear
+from fullrank.nn.operand import LayerOutput, Operand
 from fullrank.schema import Schema
 from fullrank.tap import Tap
 
@@ -104,12 +105,12 @@ class CrossBlock(nn.Module):
             if low_rank is None
             else LowRankCross(dim, rank=low_rank.rank, experts=low_rank.experts)
         )
-        self.mix_branch = Tap("B D")
+        self.mix_branch, self.out = Tap("B D"), LayerOutput()
         self.mix = Tap("B D")
 
     def forward(self, x0: Tensor, x: Tensor) -> Tensor:
         """Returns the next x, [B, F*D], for two times [B, F*D]."""
-        out: Tensor = self.mix(self.mix_branch(self.cross(x0, x)) + x)  # eq. 1, [B, F*D]
+        out: Tensor = self.mix(self.out(self.mix_branch(self.cross(x0, x)) + x))  # eq. 1
         return out
 
 
@@ -127,10 +128,15 @@ class DCNv2(nn.Module):
     def __init__(self, schema: Schema, config: DCNv2Config, assets: Assets = NO_ASSETS) -> None:
         super().__init__()
         self.schema, self.stacked = schema, config.structure == "stacked"
+        self.dim = config.dim
         self.embeddings = Embeddings(schema, config.dim, std=config.embedding_std)
         self.embed = Tap("B F D")
-        dim = len(schema.fields) * config.dim
-        self.num_cross = config.num_cross
+        fields = len(schema.fields)
+        dim = fields * config.dim
+        self.operands = nn.ModuleList(
+            Operand(fields, config.dim, layered=True) for _ in range(config.num_cross)
+        )
+        self.left, self.right = Tap("B F D"), Tap("B F D")
         for layer in range(config.num_cross):
             self.add_module(f"block{layer}", CrossBlock(dim, config.low_rank))
         self.deep = MLP(
@@ -148,10 +154,25 @@ class DCNv2(nn.Module):
         """Returns label -> logits [B]."""
         x0 = self.embed(self.embeddings.fields(batch)).flatten(1)  # [B, F*D]
         x = x0
-        for layer in range(self.num_cross):
-            x = self.get_submodule(f"block{layer}")(x0, x)  # [B, F*D]
+        for layer, operand in enumerate(self.operands):
+            left = operand(x0, x)  # x0, [B, F*D]
+            if layer == 0:
+                self.left(left.view(left.shape[0], -1, self.dim))
+                self.right(x0.view(x0.shape[0], -1, self.dim))
+            x = self.get_submodule(f"block{layer}")(left, x)  # [B, F*D]
         h = self.deep(x) if self.stacked else torch.cat([x, self.deep(x0)], dim=1)
         return split_labels(self.head(self.head_in(h)), self.schema)  # label -> [B]
+
+    def pair_projection(self, i: int, j: int) -> Tensor | None:
+        """Returns W [D, D] with which field i, as e_i W, meets field j in the first layer.
+
+        None for a mixture of low-rank experts, whose cross is not linear.
+        """
+        cross = self.get_submodule("block0.cross")
+        if not isinstance(cross, Cross):
+            return None
+        D = self.dim
+        return cross.linear.weight[j * D : (j + 1) * D, i * D : (i + 1) * D].T  # [D, D]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the log-loss of each label."""

@@ -20,6 +20,7 @@ from fullrank.model import NO_ASSETS, Assets
 from fullrank.nn.crosses import pair_sum
 from fullrank.nn.head import LabelSum, num_labels, split_labels, zeroed
 from fullrank.nn.mlp import MLP, Activation, linear
+from fullrank.nn.operand import PairOperands
 from fullrank.schema import Schema
 from fullrank.tap import Tap
 
@@ -80,14 +81,17 @@ class DeepFM(nn.Module):
             batch_norm=config.batch_norm,
             dropout=config.dropout,
         )
-        self.head_in = Tap("B D")
+        self.operands = PairOperands(len(schema.fields), config.dim)
+        self.left, self.right, self.head_in = Tap("B F D"), Tap("B F D"), Tap("B D")
         self.head = linear(self.deep.out_dim, labels)
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Returns label -> logits [B]."""
         v = self.embed(self.embeddings.fields(batch))  # [B, F, D]
         first = self.linear.fields(batch).sum(dim=1)  # [B, Y]
-        fm = first + self.pair_head(pair_sum(v))  # eq. 2, [B, Y]
+        left, right = self.operands(v)  # v and v
+        pairs = pair_sum(self.left(left), self.right(right), both_ways=self.operands.both_ways)
+        fm = first + self.pair_head(pairs)  # eq. 2, [B, Y]
         deep = self.head(self.head_in(self.deep(v.flatten(1))))  # eqs. 3 and 4, [B, Y]
         return split_labels(fm + deep, self.schema)  # eq. 1, label -> [B]
 

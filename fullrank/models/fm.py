@@ -20,6 +20,7 @@ from fullrank.losses.binary import binary_losses
 from fullrank.model import NO_ASSETS, Assets
 from fullrank.nn.crosses import pair_sum
 from fullrank.nn.head import LabelSum, num_labels, split_labels, zeroed
+from fullrank.nn.operand import PairOperands
 from fullrank.schema import Schema
 from fullrank.tap import Tap
 
@@ -64,14 +65,17 @@ class FM(nn.Module):
         self.embed = Tap("B F D")
         self.linear = zeroed(Embeddings(schema, labels))
         self.bias = nn.Parameter(torch.zeros(labels))
-        self.head_in = Tap("B D")
+        self.operands = PairOperands(len(schema.fields), config.dim)
+        self.left, self.right, self.head_in = Tap("B F D"), Tap("B F D"), Tap("B D")
         self.head = LabelSum(config.dim, labels)
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Returns label -> logits [B]."""
         v = self.embed(self.embeddings.fields(batch))  # [B, F, D]
         first = self.linear.fields(batch).sum(dim=1)  # [B, Y]
-        second = self.head(self.head_in(pair_sum(v)))  # [B, Y]
+        left, right = self.operands(v)  # v and v
+        pairs = pair_sum(self.left(left), self.right(right), both_ways=self.operands.both_ways)
+        second = self.head(self.head_in(pairs))  # [B, Y]
         return split_labels(self.bias + first + second, self.schema)  # eq. 1, label -> [B]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

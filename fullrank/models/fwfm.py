@@ -22,6 +22,7 @@ from fullrank.losses.binary import binary_losses
 from fullrank.model import NO_ASSETS, Assets
 from fullrank.nn.crosses import PairDots
 from fullrank.nn.head import num_labels, split_labels, zeroed
+from fullrank.nn.operand import PairOperands
 from fullrank.schema import Schema
 from fullrank.tap import Tap
 
@@ -87,13 +88,16 @@ class FwFM(nn.Module):
             self.linear = zeroed(Embeddings(schema, dim * labels))
         self.bias = nn.Parameter(torch.zeros(labels))
         self.pairs = PairDots(fields)
-        self.head_in = Tap("B D")
+        self.operands = PairOperands(fields, dim)
+        self.left, self.right, self.head_in = Tap("B F D"), Tap("B F D"), Tap("B D")
         self.r = nn.Parameter(torch.ones(self.pairs.num_pairs, labels))
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Returns label -> logits [B]."""
         v = self.embed(self.embeddings.fields(batch))  # [B, F, D]
-        second = self.head_in(self.pairs(v)) @ self.r  # [B, P] @ [P, Y] to [B, Y]
+        left, right = self.operands(v)  # v and v
+        pairs = self.pairs(self.left(left), self.right(right), both_ways=self.operands.both_ways)
+        second = self.head_in(pairs) @ self.r  # [B, P] @ [P, Y] to [B, Y]
         return split_labels(self.bias + self._first(v, batch) + second, self.schema)
 
     def _first(self, v: Tensor, batch: Batch) -> Tensor:

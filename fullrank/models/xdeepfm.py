@@ -20,6 +20,7 @@ from fullrank.model import NO_ASSETS, Assets
 from fullrank.nn.crosses import CIN
 from fullrank.nn.head import num_labels, split_labels, zeroed
 from fullrank.nn.mlp import MLP, Activation, linear
+from fullrank.nn.operand import Operand
 from fullrank.schema import Schema
 from fullrank.tap import Tap
 
@@ -89,14 +90,17 @@ class XDeepFM(nn.Module):
             batch_norm=config.batch_norm,
             dropout=config.dropout,
         )
-        self.head_in = Tap("B D")
+        self.operands = nn.ModuleList(Operand(fields, config.dim) for _ in config.maps)
+        self.left, self.right, self.head_in = Tap("B F D"), Tap("B F D"), Tap("B D")
         self.head = linear(self.cin.out_dim + self.deep.out_dim, labels)
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Returns label -> logits [B]."""
         v = self.embed(self.embeddings.fields(batch))  # [B, F, D]
         first = self.linear.fields(batch).sum(dim=1)  # [B, Y]
-        h = torch.cat([self.cin(v), self.deep(v.flatten(1))], dim=1)  # [B, D']
+        left = [operand(v) for operand in self.operands]  # v in every layer
+        left[0] = self.left(left[0])
+        h = torch.cat([self.cin(self.right(v), left), self.deep(v.flatten(1))], dim=1)  # [B, D']
         return split_labels(first + self.head(self.head_in(h)), self.schema)  # eq. 10
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,13 +12,16 @@ from fullrank.nn.mlp import linear
 from fullrank.tap import Tap
 
 
-def pair_sum(v: Tensor) -> Tensor:
+def pair_sum(v: Tensor, right: Tensor | None = None, *, both_ways: bool = False) -> Tensor:
     """Sums the elementwise products of all pairs of fields in linear time.
 
-    Rendle, ICDM 2010, lemma 3.1, before its sum over the width.
+    Rendle, ICDM 2010, lemma 3.1, before its sum over the width. A right operand of its own makes
+    it the sum of v_i * right_j, by running sums.
 
     Args:
-        v: [B, F, D].
+        v: [B, F, D], the left operand.
+        right: [B, F, D]; None for v itself.
+        both_ways: all i != j instead of i < j.
 
     Returns:
         [B, D]; its sum over D is the sum of the inner products of all pairs i < j.
@@ -25,7 +30,12 @@ def pair_sum(v: Tensor) -> Tensor:
         >>> pair_sum(torch.tensor([[[1.0], [2.0], [3.0]]])).item()  # 1*2 + 1*3 + 2*3
         11.0
     """
-    return 0.5 * (v.sum(dim=1).square() - v.square().sum(dim=1))  # [B, D]
+    right = v if right is None else right
+    if both_ways:
+        return v.sum(dim=1) * right.sum(dim=1) - (v * right).sum(dim=1)  # [B, D]
+    if right is v:
+        return 0.5 * (v.sum(dim=1).square() - v.square().sum(dim=1))  # [B, D]
+    return (v.cumsum(dim=1)[:, :-1] * right[:, 1:]).sum(dim=1)  # [B, D]
 
 
 class PairDots(nn.Module):
@@ -46,9 +56,17 @@ class PairDots(nn.Module):
         self.register_buffer("flat", i * num_fields + j, persistent=False)  # [P]
         self.num_pairs = num_fields * (num_fields - 1) // 2
 
-    def forward(self, v: Tensor) -> Tensor:
-        """Returns [B, P] for [B, F, D]."""
-        gram = torch.bmm(v, v.transpose(1, 2))  # [B, F, F]
+    def forward(self, v: Tensor, right: Tensor | None = None, *, both_ways: bool = False) -> Tensor:
+        """Returns <v_i, right_j>, [B, P], for [B, F, D].
+
+        Args:
+            v: the left operand.
+            right: [B, F, D]; None for v itself.
+            both_ways: add <v_j, right_i> to every pair.
+        """
+        gram = torch.bmm(v, (v if right is None else right).transpose(1, 2))  # [B, F, F]
+        if both_ways:
+            gram = gram + gram.transpose(1, 2)
         return gram.flatten(1).index_select(1, self.flat)  # [B, P]
 
 
@@ -75,13 +93,19 @@ class CIN(nn.Module):
         )
         self.out_dim = sum(maps)
 
-    def forward(self, v: Tensor) -> Tensor:
-        """Returns [B, out_dim] for [B, F, D]."""
+    def forward(self, v: Tensor, left: Sequence[Tensor] | None = None) -> Tensor:
+        """Returns [B, out_dim] for [B, F, D].
+
+        Args:
+            v: X_0.
+            left: what meets the maps of each layer, [B, F, D] each; None for X_0 in all.
+        """
         # Width before fields, so that each layer is one product of two matrices.
         x0 = v.transpose(1, 2).contiguous()  # [B, D, F]
+        lefts = [x0 if w is v else w.transpose(1, 2) for w in left or [v] * len(self.weights)]
         x, pooled = x0, []
-        for weight in self.weights:
-            z = (x.unsqueeze(3) * x0.unsqueeze(2)).flatten(2)  # [B, D, H_{k-1} * F]
+        for weight, other in zip(self.weights, lefts, strict=True):
+            z = (x.unsqueeze(3) * other.unsqueeze(2)).flatten(2)  # [B, D, H_{k-1} * F]
             x = F.linear(z, weight)  # eq. 6, [B, D, H_k]
             pooled.append(x.sum(dim=1))  # eq. 8, [B, H_k]
         return torch.cat(pooled, dim=1)  # [B, sum of H_k]

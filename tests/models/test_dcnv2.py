@@ -64,6 +64,8 @@ def test_low_rank_blocks_expose_their_experts() -> None:
     model.score(batch)
     assert shapes == {
         "embed": (7, 3, 2),
+        "left": (7, 3, 2),
+        "right": (7, 3, 2),
         "block0.cross.experts": (7, 2, 3),
         "block0.mix_branch": (7, 6),
         "block0.mix": (7, 6),
