@@ -33,12 +33,13 @@ class PerTokenLinear(nn.Module):
         num_tokens: N.
         in_dim: D.
         out_dim: H.
+        bias: whether there is one.
     """
 
-    def __init__(self, num_tokens: int, in_dim: int, out_dim: int) -> None:
+    def __init__(self, num_tokens: int, in_dim: int, out_dim: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = xavier_slices(num_tokens, in_dim, out_dim)  # [N, D, H]
-        self.bias = nn.Parameter(torch.zeros(num_tokens, out_dim))  # [N, H]
+        self.bias = nn.Parameter(torch.zeros(num_tokens, out_dim)) if bias else None  # [N, H]
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [B, N, H] for [B, N, D]."""
@@ -84,7 +85,9 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     return F.relu(x) if activation == "relu" else F.gelu(x)
 
 
-def per_token_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def per_token_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Returns x_t W_t + b_t, [B, N, H], for [B, N, D], [N, D, H] and [N, H]."""
-    out = torch.baddbmm(bias.unsqueeze(1), x.transpose(0, 1), weight)  # [N, B, H]
-    return out.transpose(0, 1)
+    rows = x.transpose(0, 1)  # [N, B, D]
+    if bias is None:
+        return torch.bmm(rows, weight).transpose(0, 1)
+    return torch.baddbmm(bias.unsqueeze(1), rows, weight).transpose(0, 1)
