@@ -7,8 +7,9 @@ every categorical field of a batch is one look-up, whatever the number of fields
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -202,6 +203,72 @@ class Embeddings(nn.Module):
     def extra_repr(self) -> str:
         """Returns the sizes for `print(model)`."""
         return f"tables={len(self.schema.tables)}, fields={len(self.schema.fields)}, dim={self.dim}"
+
+
+class FieldViews(nn.Module):
+    """Lets further consumers read fields, beside the main one that reads all of them.
+
+    RankUp, arXiv:2604.17878, section on multi-embedding: token types that do not share one
+    embedding space.
+
+    Args:
+        schema: what the batches hold.
+        dim: D, width of every view.
+        readers: consumer -> names of the fields that it reads.
+        multi: "on": tables of its own for every consumer; "off": those of the main one;
+            "single_wide": slices of the main tables, which are wider.
+        std: of the initial rows of further tables.
+
+    Attributes:
+        width: of the main tables, D or more.
+        seen: consumer -> numbers of its fields, in schema order.
+
+    Raises:
+        SchemaError: a field does not exist.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        dim: int,
+        readers: Mapping[str, Iterable[str]],
+        *,
+        multi: Literal["on", "off", "single_wide"],
+        std: float = 0.01,
+    ) -> None:
+        super().__init__()
+        places = {f.name: i for i, f in enumerate(schema.fields)}
+        self.seen = {
+            reader: sorted({places[schema.field(name).name] for name in names})
+            for reader, names in readers.items()
+        }
+        self.dim, self.multi = dim, multi
+        self.width = dim * (1 + len(self.seen)) if multi == "single_wide" else dim
+        self.sets = nn.ModuleDict()
+        if multi == "on":
+            for reader, names in readers.items():
+                self.sets[reader] = Embeddings(schema, dim, fields=names, std=std)
+
+    def forward(self, main: Embeddings, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns [B, F, D] of the main consumer, and [B, F_seen, D] of every further one."""
+        block = main.fields(batch)  # [B, F, width]
+        own, *slices = torch.split(block, self.dim, dim=2)
+        views = {}
+        for i, (reader, seen) in enumerate(self.seen.items()):
+            if reader in self.sets:
+                views[reader] = self.table_set(reader, main).fields(batch)
+            else:
+                view = slices[i] if slices else own
+                views[reader] = view if len(seen) == view.shape[1] else view[:, seen]
+        return own, views
+
+    def table_set(self, reader: str, main: Embeddings) -> Embeddings:
+        """Returns the tables that a consumer reads."""
+        if reader not in self.sets:
+            return main
+        own = self.sets[reader]
+        assert isinstance(own, Embeddings)
+        return own
 
 
 def _outside(where: str, table: str, row: int, size: int) -> BatchError:

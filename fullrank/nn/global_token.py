@@ -11,6 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fullrank.config import require
 from fullrank.nn.crosses import LowRankCross, pair_sum
 from fullrank.nn.mlp import MLP, linear
 
@@ -77,15 +78,25 @@ class ProductToken(nn.Module):
     """(a * b) W + c: one token from the elementwise product of two vectors.
 
     Args:
-        in_dim: P.
+        a_dim, b_dim: P, the same for both.
         dim: D.
         normalise: scale both vectors to length one first. A vector of zeros stays zero, so that
             the token is the bias.
+
+    Raises:
+        ConfigError: the widths differ.
     """
 
-    def __init__(self, in_dim: int, dim: int, *, normalise: bool = False) -> None:
+    def __init__(self, a_dim: int, b_dim: int, dim: int, *, normalise: bool = False) -> None:
         super().__init__()
-        self.normalise, self.projection = normalise, linear(in_dim, dim)
+        require(
+            a_dim == b_dim,
+            where="a product of two vectors",
+            found=f"widths {a_dim} and {b_dim}",
+            expected="equal widths: the product is taken element by element",
+            fix=f"bring both to width {min(a_dim, b_dim)}, or leave the product out",
+        )
+        self.normalise, self.projection = normalise, linear(a_dim, dim)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Returns [B, D] for two times [B, P]."""

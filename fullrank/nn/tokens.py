@@ -133,10 +133,10 @@ class RandomTokens(nn.Module):
         super().__init__()
         require(
             num_tokens <= num_fields,
-            where="num_tokens",
+            where="tokens out of fields",
             found=f"{num_tokens} tokens for {num_fields} fields",
             expected="at least one whole field per token",
-            fix=f"set num_tokens to {num_fields} or less",
+            fix=f"set num_tokens, or sparse_tokens, to {num_fields} or less",
         )
         assert seed is not None or not resample, "an order that is never drawn has no other"
         self.seed, self.resample = seed, resample
