@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fullrank.errors import ConfigError
+from fullrank.nn import experts
 from fullrank.nn.experts import SparseExperts
 from tests.reference import mixing_twin as twin
 
@@ -116,37 +119,61 @@ def test_mean_gates_are_the_mean_of_both_and_need_both():
     torch.testing.assert_close(module(x, "mean")[0], module.dense(x, gates))
 
 
-@pytest.mark.parametrize("target", [0.25, 0.5])
-def test_u6_the_controller_holds_the_share_at_its_budget(target):
-    """A stationary stream and a task that wants experts: routers learn, only L1 closes gates."""
+def held_share(optimizer, rate, target):
+    """A stationary stream and a task that wants all experts: only the L1 term closes gates.
+
+    Returns the first active share, and the mean over the last 200 of 1,000 steps.
+    """
     torch.manual_seed(1)
     module = SparseExperts(2, 8, 4, 8, target_share=target, routing="relu_single")
     teacher, shares = torch.randn(8, 8), []
-    optimizer = torch.optim.SGD(module.routers.parameters(), lr=0.1)
-    for _ in range(500):
-        x = torch.randn(128, 2, 8)
+    optimizer = optimizer(module.parameters(), lr=rate)
+    for _ in range(1000):
+        x = torch.randn(64, 2, 8)
         out, gates = module(x)
         loss = 0.1 * (out - torch.tanh(x @ teacher)).square().mean() + module.penalty(gates)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         shares.append(module.active_share.mean().item())
-    assert shares[0] > 0.95  # far from the budget at first
-    assert np.mean(shares[300:]) == pytest.approx(target, abs=0.03)
+    return shares[0], np.mean(shares[-200:])
 
 
-def test_the_controller_moves_up_above_the_budget_down_below_it_and_stays_in_bounds():
-    module = build(target_share=0.5)
-    start = module.l1_weight.item()
-    open_, closed = torch.ones(B, T, E), torch.zeros(B, T, E)
-    module.penalty(open_)
-    assert module.l1_weight.item() == pytest.approx(start * 1.2)
-    assert module.active_share.tolist() == [1.0] * T
-    module.penalty(closed)
-    module.penalty(closed)
-    assert module.l1_weight.item() == pytest.approx(start / 1.2)
-    for gates, bound in ((open_, 1e-1), (closed, 1e-12)):
-        for _ in range(200):
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "target"),
+    [
+        (torch.optim.Adam, 0.001, 0.125),
+        (torch.optim.Adam, 0.01, 0.125),
+        (torch.optim.Adam, 0.01, 0.5),
+        (torch.optim.SGD, 0.1, 0.25),
+    ],
+)
+def test_u6_the_controller_holds_the_share_within_a_tenth_of_its_budget(optimizer, rate, target):
+    first, held = held_share(optimizer, rate, target)
+    assert first > 0.95  # far from the budget at first
+    assert held == pytest.approx(target, rel=0.1)
+
+
+def test_without_the_change_of_the_error_the_controller_overshoots_and_experts_die(monkeypatch):
+    monkeypatch.setattr(experts, "_BRAKE", 0.0)
+    _, held = held_share(torch.optim.Adam, 0.001, 0.125)
+    assert held < 0.8 * 0.125
+
+
+def test_the_controller_follows_its_equation_and_stays_in_bounds():
+    module, rng = build(target_share=0.5), np.random.default_rng(0)
+    weight, before = module.l1_weight.item(), math.log(1 / 0.5)
+    for share in [1.0, 0.75, 0.75, 0.5, 0.25, 0.0, 0.5, *rng.integers(0, 5, 30) / 4]:
+        gates = torch.zeros(B, T, E)
+        gates[:, :, : int(share * E)] = 1.0
+        module.penalty(gates)
+        now = math.log(max(share / 0.5, 0.1))
+        weight *= math.exp(min(max(0.05 * now, -0.1), 0.1) + 5 * (now - before))
+        weight, before = min(max(weight, 1e-12), 10.0), now
+        assert module.l1_weight.item() == pytest.approx(weight)
+        assert module.active_share.tolist() == [share] * T
+    for gates, bound in ((torch.ones(B, T, E), 10.0), (torch.zeros(B, T, E), 1e-12)):
+        for _ in range(700):
             module.penalty(gates)
         assert module.l1_weight.item() == pytest.approx(bound)
 
