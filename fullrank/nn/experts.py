@@ -34,11 +34,12 @@ class SparseExperts(nn.Module):
 
         log(L1 weight) += 0.05 e, at most 0.1 either way, + 5 (e - e of the step before)
 
-    inside [1e-12, 10]. The first term drives the error to zero; the second lets go as soon as experts begin to close,
-    for what the routers have set out to do takes effect many steps later. Our choice, with gains
-    that hold the share of a toy problem within 10 % under SGD and under Adam with rates of 0.001
-    and 0.01 (steps 800 to 1,000); the sign of e alone overshot and closed experts for good. The
-    L1 weight is state, a buffer, so a resumed run continues with the same bits.
+    inside [1e-12, 10]. The first term drives the error to zero; the second lets go as soon as
+    experts begin to close, for what the routers have set out to do takes effect many steps later.
+    Our choice, with gains that hold the share of a toy problem within 10 % under SGD and under
+    Adam with rates of 0.001 and 0.01 (steps 800 to 1,000); the sign of e alone overshot and closed
+    experts for good. The L1 weight is state, a buffer, so a resumed run continues with the same
+    bits.
     trap: a gate that is closed for every row has no gradient and stays closed, and an L1 weight
     never below zero cannot open what the task itself closes: the share may stay below the budget.
 
