@@ -12,8 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fullrank.config import require
 from fullrank.nn.mlp import linear
+from fullrank.schema import Bag, Categorical, Schema
 
+FieldKind = Literal["all", "own", "raw"]
+Pairing = Literal["upper", "symmetric", "all"]
+Source = Literal["all", "all_for_high_card", "all_for_low_card"]
+Target = Literal["all", "random_k", "masked_k", "field_masked_k", "hard_masked_k"]
 Encoder = Literal["field_wise", "field_shared", "stacked_2", "self_attention", "own"]
 Phi = Literal["relu", "silu", "tanh", "sigmoid", "linear"]
 
@@ -46,6 +52,11 @@ class Operand(nn.Module):
         """
         return raw
 
+    def generated(self, generator: Generator, pairing: Pairing, mask: nn.Module) -> nn.Module:
+        """Returns what SFG puts here; `pairing` is for pairs, and `mask` for predicted fields."""
+        generator.mask = mask  # nothing of a field is predicted where its left vector is zero
+        return generator
+
 
 class PairOperands(nn.Module):
     """Slot of both operands of an interaction over pairs of fields. It hands its input on twice.
@@ -67,6 +78,10 @@ class PairOperands(nn.Module):
     def forward(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Returns left and right operand, the same [B, F, D] here."""
         return v, v
+
+    def generated(self, generator: Generator, pairing: Pairing, mask: nn.Module) -> nn.Module:
+        """Returns what SFG puts here."""
+        return PairGenerator(generator, pairing, mask)
 
 
 class LayerOutput(nn.Identity):
@@ -128,7 +143,7 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        kinds: tuple[str, ...],
+        kinds: tuple[FieldKind, ...],
         encoder: nn.Module,
         phi: Phi,
         gamma: float,
@@ -179,7 +194,7 @@ class PairGenerator(nn.Module):
     def __init__(
         self,
         generator: Generator,
-        pairing: Literal["upper", "symmetric", "all"],
+        pairing: Pairing,
         mask: nn.Module,
     ) -> None:
         super().__init__()
@@ -264,7 +279,7 @@ class NoCodes(nn.Module):
 
 
 def make_encoder(
-    name: Encoder, kinds: tuple[str, ...], dim: int, phi: Phi, rank: int | None = None
+    name: Encoder, kinds: tuple[FieldKind, ...], dim: int, phi: Phi, rank: int | None = None
 ) -> nn.Module:
     """Builds the encoder of a generator: [B, F, D] to the codes [B, A, D] of the "all" fields.
 
@@ -291,3 +306,81 @@ def make_encoder(
             return FieldAttention(dim, encoded)
         case "own":
             return NoCodes()
+
+
+def by_vocabulary(schema: Schema) -> list[int]:
+    """Returns the rows of the fields, smallest vocabulary first, ties in schema order.
+
+    Numbers and vectors come first.
+    """
+    sizes = [
+        schema.table(f.table).size if isinstance(f, Categorical | Bag) else 0 for f in schema.fields
+    ]
+    return sorted(range(len(sizes)), key=lambda i: sizes[i])
+
+
+def field_kinds(
+    schema: Schema, encoder: Encoder, source: Source, raw_fields: tuple[str, ...]
+) -> tuple[FieldKind, ...]:
+    """Returns the kind of each field; see `Generator`.
+
+    Args:
+        schema: its fields.
+        encoder: with "own" no field sees the others.
+        source: "all", or which half of the fields by vocabulary, the middle one included.
+        raw_fields: names of fields to leave as they are.
+
+    Raises:
+        SchemaError: a name is no field.
+        ConfigError: no field would be generated from all.
+    """
+    order, half = by_vocabulary(schema), (len(schema.fields) + 1) // 2
+    seeing = {"all": order, "all_for_high_card": order[-half:], "all_for_low_card": order[:half]}
+    wanted = set() if encoder == "own" else set(seeing[source])
+    raw = {schema.fields.index(schema.field(name)) for name in raw_fields}
+    require(
+        not (wanted or set(order)) <= raw,
+        where="raw_fields",
+        found=", ".join(raw_fields),
+        expected="at least one field left to be generated",
+        fix="leave a name out, or take source 'all'",
+    )
+    return tuple("raw" if i in raw else "all" if i in wanted else "own" for i in range(len(order)))
+
+
+def field_masks(schema: Schema, target: Target, k: int, seed: int, layers: int) -> list[nn.Module]:
+    """Builds the masks of the fields that may be predicted, one per interaction layer.
+
+    Evaluation keeps every field that is drawn afresh (our choice).
+
+    Args:
+        schema: its fields.
+        target: "all": no mask; "random_k": fixed fields, drawn from `seed`; "masked_k": fresh
+            ones for every training batch; "field_masked_k": also for every layer;
+            "hard_masked_k": the largest vocabularies.
+        k: how many to keep.
+        seed: of "random_k".
+        layers: how many layers.
+
+    Raises:
+        ConfigError: there are not more than k fields.
+    """
+    if target == "all":
+        return [nn.Identity()] * layers
+    fields = len(schema.fields)
+    require(
+        k < fields,
+        where="target_k",
+        found=k,
+        expected=f"fewer than the {fields} fields",
+        fix=f"take {fields - 1} or less, or target 'all'",
+    )
+    kept: list[int] | None = None
+    if target == "random_k":
+        generator = torch.Generator().manual_seed(seed)
+        kept = torch.randperm(fields, generator=generator)[:k].tolist()
+    elif target == "hard_masked_k":
+        kept = by_vocabulary(schema)[-k:]
+    if target == "field_masked_k":
+        return [FieldMask(fields, kept, k) for _ in range(layers)]
+    return [FieldMask(fields, kept, k)] * layers
