@@ -250,7 +250,7 @@ class RankUp(nn.Module):
         states = torch.cat(
             [x[:, :shared].mean(1, keepdim=True), x[:, shared:]], dim=1
         )  # [B, 1 + K, D]
-        out: dict[str, Tensor] = self.towers(self.head_in(states.flatten(1)))
+        out: dict[str, Tensor] = self.towers(self.head_in(states.flatten(1)))  # [B, (1 + K) D]
         return out
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

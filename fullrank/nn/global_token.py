@@ -33,6 +33,9 @@ class GlobalToken(nn.Module):
         dim: D.
         pool: of "mlp".
         rank: of the cross layers; D_e F where that is less.
+
+    Raises:
+        ConfigError: "fm" of a single field, which has no pair.
     """
 
     def __init__(
@@ -46,6 +49,13 @@ class GlobalToken(nn.Module):
         rank: int = 32,
     ) -> None:
         super().__init__()
+        require(
+            kind != "fm" or num_fields > 1,
+            where="the global token 'fm'",
+            found="one field",
+            expected="at least one pair",
+            fix="let it see two fields or more, or take 'mlp'",
+        )
         self.kind, self.pool = kind, pool
         flat = num_fields * field_dim
         if kind == "mlp":
