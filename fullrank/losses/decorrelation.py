@@ -68,25 +68,6 @@ class Decorrelation:
         )
 
 
-def cross_correlation(left: Tensor, right: Tensor, eps: float = EPS) -> Tensor:
-    """Correlates every unit of one expert with every unit of another, over the rows.
-
-    Args:
-        left: [B, D] floating point.
-        right: [B, D], of the other expert.
-        eps: added to each variance.
-
-    Returns:
-        [D, D] Pearson correlations, rows from `left`; 0 for constant units.
-
-    Example:
-        >>> x = torch.tensor([[1.0, 0.0], [2.0, 1.0], [3.0, 0.0]])
-        >>> cross_correlation(x, x).round(decimals=3).tolist()
-        [[1.0, 0.0], [0.0, 1.0]]
-    """
-    return _standard(left, eps).T @ _standard(right, eps) / left.shape[0]
-
-
 def decorrelation(
     h: Tensor,
     *,
@@ -97,7 +78,8 @@ def decorrelation(
 ) -> Tensor:
     """Measures how much of one expert can be read off another, as a loss to minimise.
 
-    With R the correlations [D, D] of a pair of experts, the mean over pairs of:
+    With R the Pearson correlations [D, D] of a pair of experts, over the rows, the mean over pairs
+    of:
 
         abs_mean   mean |R|
         sq_mean    mean R^2
@@ -121,46 +103,48 @@ def decorrelation(
 
     Returns:
         A scalar.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [2.0, 1.0], [3.0, 0.0]])  # two uncorrelated units
+        >>> round(decorrelation(torch.stack([x, x], dim=1)).item(), 3)
+        0.5
     """
     numbers = range(h.shape[1])
     chosen = [(p, q) for p in numbers for q in numbers if pairs == "all" or p < q]
-    first = (h.detach() if stop_gradient else h).unbind(1)
-    second = h.unbind(1)
-    terms = torch.stack([_term(first[p], second[q], reduction, eps) for p, q in chosen])  # [P]
-    return terms.sum() if reduction == "cov_l1" else terms.mean()
+    over = (0, 2) if reduction == "pooled" else (0,)
+    x = h - h.mean(over, keepdim=True)  # [B, E, D]
+    deviation = (x.square().mean(over) + eps).sqrt()  # [E, D]; pooled [E]
+    fixed = (x.detach(), deviation.detach()) if stop_gradient else (x, deviation)
+    terms = [
+        _term(fixed[0][:, p], x[:, q], fixed[1][p], deviation[q], reduction, eps) for p, q in chosen
+    ]
+    total = torch.stack(terms).sum()
+    return total if reduction == "cov_l1" else total / len(chosen)
 
 
-def _term(left: Tensor, right: Tensor, reduction: Reduction, eps: float) -> Tensor:
+def _term(x: Tensor, y: Tensor, sx: Tensor, sy: Tensor, reduction: Reduction, eps: float) -> Tensor:
+    """Returns the term of one pair of centred experts [B, D] with their deviations."""
+    # cost: deviations divide what was summed up, [D, D], which is less to pass over than [B, D]
+    rows = x.shape[0]
     match reduction:
         case "abs_mean":
-            return cross_correlation(left, right, eps).abs().mean()
+            return (x.T @ y / rows / torch.outer(sx, sy)).abs().mean()
         case "sq_mean":
-            return cross_correlation(left, right, eps).square().mean()
+            return (x.T @ y / rows / torch.outer(sx, sy)).square().mean()
         case "diag_abs":
-            return (_standard(left, eps) * _standard(right, eps)).mean(0).abs().mean()
+            return ((x * y).mean(0) / (sx * sy)).abs().mean()
         case "pooled":
-            flat = left.reshape(-1, 1), right.reshape(-1, 1)  # [B * D, 1]
-            return cross_correlation(*flat, eps).abs().squeeze()
+            return ((x * y).mean() / (sx * sy)).abs()
         case "cka":
-            own = _energy(left, left).sqrt() + eps, _energy(right, right).sqrt() + eps
-            return _energy(left, right) / (own[0] * own[1])
+            own = (_energy(x, x) + eps**2).sqrt() * (_energy(y, y) + eps**2).sqrt()
+            return _energy(x, y) / own
         case "cov_l1":
-            return (_centred(left).T @ _centred(right)).abs().mean()
+            return (x.T @ y).abs().mean()
 
 
-def _centred(x: Tensor) -> Tensor:
-    return x - x.mean(0)
-
-
-def _standard(x: Tensor, eps: float) -> Tensor:
-    x = _centred(x)
-    return x * torch.rsqrt(x.square().mean(0) + eps)
-
-
-def _energy(left: Tensor, right: Tensor) -> Tensor:
-    """Squared Frobenius norm of the covariance of two experts; its root has a gradient at zero."""
-    covariance = _centred(left).T @ _centred(right) / left.shape[0]  # [D, D]
-    return covariance.square().sum() + EPS**2
+def _energy(x: Tensor, y: Tensor) -> Tensor:
+    """Returns the squared Frobenius norm of the covariance of two centred experts."""
+    return (x.T @ y / x.shape[0]).square().sum()
 
 
 class DecorrelationLoss(nn.Module):
