@@ -234,8 +234,9 @@ def test_the_table_of_idle_settings_names_settings():
     ("changes", "suggestions"),
     [
         ({"num_tokens": 5}, ("4 or 6", "5 or 10", "vector")),
-        ({"num_tokens": 7, "grouping": "chunk"}, ("6 or 8",)),
-        ({"grouping": "none"}, ("token_dim to 6",)),
+        ({"num_tokens": 7, "grouping": "chunk", "embedding_dim": 12}, ("6 or 8",)),
+        ({"num_tokens": 8, "embedding_dim": 3}, ("embedding_dim to 2 or 4",)),
+        ({"grouping": "none", "embedding_dim": 3}, ("token_dim to 6",)),
         ({"mix": "block_transpose", "num_tokens": 3}, ("3 or 6",)),
         ({"mix": "kron", "kron_dim": 3}, ("2 or 4",)),
         ({"mix": "kron", "mix_init": "block_transpose"}, ("mix=full",)),
@@ -243,10 +244,6 @@ def test_the_table_of_idle_settings_names_settings():
 )
 def test_impossible_sizes_are_refused_with_the_nearest_possible_ones(changes, suggestions):
     sizes = {**SIZES, "embedding_dim": 6, "token_dim": 4}
-    if changes.get("grouping") == "none":
-        sizes["embedding_dim"] = 3
-    if changes.get("num_tokens") == 7:
-        sizes["embedding_dim"] = 12  # 48 in all
     with pytest.raises(ConfigError) as refused:
         RankElastor(SCHEMA, RankElastorConfig.paper(**{**sizes, **changes}))
     assert all(text in refused.value.fix for text in suggestions), refused.value.fix

@@ -100,8 +100,8 @@ def test_u3_parameters_of_the_paper_and_of_r_one():
     r = 3
     paper = glu_ffn(T, D, r, (), skips=(False, True))
     assert sum(p.numel() for p in paper.parameters()) == T * (3 * r + 1) * D**2
-    one = GLUStage(T, D, None)
-    assert sum(p.numel() for p in one.parameters()) == T * 3 * (D**2 + D)
+    one = glu_ffn(T, D, 1, (D,))  # W1, W2, S1, the gain, and the layer behind the stage
+    assert sum(p.numel() for p in one.parameters()) == T * (3 * (D**2 + D) + D + D**2 + D)
     shared = glu_ffn(T, D, r, (), skips=(False, True), shared=True)
     assert sum(p.numel() for p in shared.parameters()) == (3 * r + 1) * D**2
 
