@@ -34,6 +34,37 @@ def test_pair_sum_adds_up_all_pairs(case: tuple[int, int, int, int]) -> None:
     torch.testing.assert_close(pair_sum(v), torch.tensor(twin, dtype=v.dtype))
 
 
+@pytest.mark.parametrize("both_ways", [False, True])
+@fast
+@given(shapes)
+def test_u4_a_right_operand_of_its_own_is_the_loop_over_rows_and_pairs(
+    both_ways: bool, case: tuple[int, int, int, int]
+) -> None:
+    rows, fields, dim, seed = case
+    left, right = draw(rows, fields, dim, seed=seed), draw(rows, fields, dim, seed=seed + 1)
+    sums = torch.zeros(rows, dim, dtype=left.dtype)
+    dots: list[list[float]] = [[] for _ in range(rows)]
+    for b in range(rows):
+        for i in range(fields):
+            for j in range(i + 1, fields):
+                product = left[b, i] * right[b, j]
+                if both_ways:
+                    product = product + left[b, j] * right[b, i]
+                sums[b] += product
+                dots[b].append(float(product.sum()))
+    torch.testing.assert_close(pair_sum(left, right, both_ways=both_ways), sums)
+    found = PairDots(fields)(left, right, both_ways=both_ways)
+    torch.testing.assert_close(found, torch.tensor(dots, dtype=left.dtype).reshape(rows, -1))
+
+
+def test_one_operand_or_the_same_one_twice_are_the_same_bits() -> None:
+    v = draw(3, 5, 4, seed=0).float()
+    assert torch.equal(pair_sum(v), pair_sum(v, v))
+    assert torch.equal(PairDots(5)(v), PairDots(5)(v, v))
+    cin = CIN(5, (3, 2))
+    assert torch.equal(cin(v), cin(v, [v, v]))
+
+
 @fast
 @given(shapes)
 def test_pair_dots_come_in_reading_order(case: tuple[int, int, int, int]) -> None:
@@ -71,6 +102,26 @@ def test_cin_follows_equations_6_and_8(case: tuple[int, int, int, int], maps: li
         twin.append(pooled)
     assert cin.out_dim == sum(maps)
     torch.testing.assert_close(cin(v), torch.tensor(twin, dtype=v.dtype))
+
+
+def test_u4_every_layer_of_a_cin_meets_its_own_left_operand() -> None:
+    rows, fields, dim, maps = 2, 4, 3, (3, 2)
+    v = draw(rows, fields, dim, seed=0)
+    lefts = [draw(rows, fields, dim, seed=1), draw(rows, fields, dim, seed=2)]
+    cin = CIN(fields, maps).double()
+    twin = []
+    for b in range(rows):
+        x, pooled = v[b], []
+        for k, width in enumerate(maps):
+            w = cin.weights[k].reshape(width, len(x), fields)
+            x = torch.stack([
+                sum(w[h, i, j] * x[i] * lefts[k][b, j]
+                    for i in range(len(x)) for j in range(fields))
+                for h in range(width)
+            ])  # fmt: skip
+            pooled.append(x.sum(1))
+        twin.append(torch.cat(pooled))
+    torch.testing.assert_close(cin(v, lefts), torch.stack(twin))
 
 
 @fast
