@@ -35,7 +35,7 @@ Bias = Literal["none", "inside", "outside"]
 Aggregation = Literal[
     "last", "sum", "concat", "layer_weight", "field_weight", "element_weight", "sumpool_concat"
 ]
-RMS_EPS = 1e-12  # below the square of every layer that still has digits in float32
+RMS_EPS = 1e-12  # a layer of zeros keeps a finite gradient; one below 1e-6 stays small
 
 
 class Keep(nn.Module):
@@ -69,8 +69,7 @@ class Keep(nn.Module):
         return torch.cat([kept, self._products(scaled, scaled)], dim=1)  # [B, 2 P, D]
 
     def _products(self, e: Tensor, t: Tensor) -> Tensor:
-        p: Tensor = self.interaction.pairs.terms(t) * self.interaction.project(e)  # [B, P, D]
-        return p
+        return self.interaction.pairs.times(t, self.interaction.project(e))  # [B, P, D]
 
 
 class Global(nn.Module):

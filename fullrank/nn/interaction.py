@@ -65,11 +65,11 @@ class Pairs(nn.Module):
         flat = values.new_zeros(n * m, *values.shape[1:])
         return flat.index_copy(0, self.left * m + self.right, values).view(n, m, *values.shape[1:])
 
-    def terms(self, a: Tensor) -> Tensor:
-        """Returns a_i of every pair, [B, P, D], for [B, N, D]."""
+    def times(self, a: Tensor, p: Tensor) -> Tensor:
+        """Returns a_i * p_ij of every pair, [B, P, D], for [B, N, D] and [B, P, D]."""
         if self.full:
-            return a.unsqueeze(2).expand(-1, -1, self.shape[1], -1).flatten(1, 2)
-        return a.index_select(1, self.left)
+            return (a.unsqueeze(2) * p.view(p.shape[0], *self.shape, p.shape[2])).flatten(1, 2)
+        return a.index_select(1, self.left) * p
 
     def partners(self, b: Tensor) -> Tensor:
         """Returns b_j of every pair, [B, P, D], for [B, M, D]."""
@@ -178,7 +178,7 @@ class Projected(Interaction):
         """Returns sum_j W_ij b_j, [B, N, D], as one product with a matrix of N*D x M*D."""
         n, d = self.pairs.shape[0], b.shape[2]
         blocks = self.pairs.grid(self.weight).transpose(1, 2).reshape(n * d, -1)  # [N*D, M*D]
-        return F.linear(b.flatten(1), blocks).view(-1, n, d)
+        return F.linear(b.flatten(1), blocks).view(b.shape[0], n, d)
 
     def matrix(self, pair: int) -> Tensor | None:
         """Returns W, [D, D]."""
