@@ -230,7 +230,7 @@ class Diagnose(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(DataCommand):
-    """Train recipes over several seeds, test paired differences, write a table and a picture."""
+    """Train recipes over several seeds and say which one, and why: tables, pictures, one page."""
 
     recipes: Positional[tuple[str, ...]]
     """Names or files; the first is the one that the others are compared with."""
@@ -241,11 +241,13 @@ class Compare(DataCommand):
     name: str = "comparison"
     """Name of the files in `out`."""
     out: Path = Path("docs/results")
-    """Folder for the table and the picture."""
+    """Folder for the tables, the pictures and the page."""
     runs: Path = Path("runs/compare")
     """Folder for the results of single runs; finished ones are not run again."""
     processes: int | None = None
     """Runs at the same time, each with one thread; the number of cores by default."""
+    no_diagnose: bool = False
+    """Do not look into the models of the first seed; the page that says why is then left out."""
 
     def run(self) -> dict[str, Any]:
         """Runs the command."""

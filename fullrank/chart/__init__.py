@@ -21,12 +21,16 @@ from fullrank.chart.draw import (
     line_chart,
     scatter_chart,
 )
+from fullrank.chart.frontier import Panel, Reached, frontier_chart
 
 __all__ = [
     "WIDTH",
+    "Panel",
+    "Reached",
     "Series",
     "bar_chart",
     "density_chart",
+    "frontier_chart",
     "heat_map",
     "interval_chart",
     "line_chart",

@@ -15,6 +15,7 @@ LEFT, RIGHT, _SIZE = 64, 26, 12  # margins and font size
 _LIGHT = ("#0b6fb8", "#d1490c", "#0a8a63", "#a2479b", "#b07a00", "#3d4ec9", "#7a7f87", "#b3263a")
 _DARK = ("#58b4f5", "#ff8a4c", "#3ecf9f", "#e08bd8", "#f0b83f", "#9aa5ff", "#aeb4bc", "#ff7186")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "12 4", "1 4", "6 2 2 2")
+_LARGE = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 Value = float | None
 
@@ -49,6 +50,7 @@ class Canvas:
     title: str
     height: int
     parts: list[str] = field(default_factory=list)
+    width: int = WIDTH
 
     def add(self, element: str) -> None:
         """Appends an element."""
@@ -59,15 +61,22 @@ class Canvas:
         turned = f' transform="{turn}"' if turn else ""
         self.add(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{turned}>{escape(words)}</text>')
 
+    def place(self, panel: Canvas, x: float, y: float) -> None:
+        """Puts a whole chart into this one."""
+        self.add(f'<g transform="translate({x:.1f} {y:.1f})">{panel._body()}</g>')
+
     def render(self) -> str:
         """Returns the finished `<svg>` element."""
-        title = escape(self.title)
+        title, size = escape(self.title), f'width="{self.width}" height="{self.height}"'
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" class="frc" role="img" aria-label="{title}" '
-            f'viewBox="0 0 {WIDTH} {self.height}" width="{WIDTH}" height="{self.height}">'
-            f"<title>{title}</title><style>{_STYLE}</style>{_HATCH}"
-            f'<text class="h" x="{LEFT - 48}" y="20">{title}</text>{"".join(self.parts)}</svg>'
+            f'viewBox="0 0 {self.width} {self.height}" {size}>'
+            f"<title>{title}</title><style>{_STYLE}</style>{_HATCH}{self._body()}</svg>"
         )
+
+    def _body(self) -> str:
+        head = f'<text class="h" x="{LEFT - 48}" y="20">{escape(self.title)}</text>'
+        return head + "".join(self.parts)
 
 
 @dataclass(frozen=True)
@@ -84,12 +93,15 @@ class Axis:
     def around(
         cls, values: Sequence[float], log: bool, start: float, end: float, pad: float = 0.0
     ) -> Axis:
-        """Builds an axis that shows these values; a log axis ends on whole decades."""
+        """Builds an axis that shows these values; a log axis ends on round ones."""
         low, high = min(values) - pad, max(values) + pad
         if log:
+            inside = (low, high)
             low, high = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
             high = high if high > low else low * 10
-        elif low == high:
+            low = max((t for t in _round(low, high) if t <= inside[0]), default=low)
+            high = min((t for t in _round(low, high) if t >= inside[1] and t > low), default=high)
+        elif high - low <= 1e-9 * max(abs(low), abs(high)):  # one value, but for rounding
             low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
         return cls(low, high, start, end, log)
 
@@ -104,7 +116,10 @@ class Axis:
     def ticks(self, about: int) -> list[float]:
         """Returns round values, about as many as asked for."""
         if self.log:
-            first, last = round(math.log10(self.low)), round(math.log10(self.high))
+            if self.high < 101 * self.low:
+                return _round(self.low, self.high)
+            first = math.ceil(math.log10(self.low) - 1e-9)
+            last = math.floor(math.log10(self.high) + 1e-9)
             decades = max(1, math.ceil((last - first) / about))
             return [10.0**e for e in range(first, last + 1, decades)]
         raw = (self.high - self.low) / about
@@ -129,14 +144,15 @@ class Plot(Canvas):
         *,
         below: bool = False,
         filled: bool = False,
+        width: int = WIDTH,
     ) -> None:
-        super().__init__(title, 0)
+        super().__init__(title, 0, width=width)
         self.names = [short(name) for name in names]
         self.zone = 36 if below else 0
         self.top = self._legend(series, filled) + 14
         self.bottom = self.top + 250
         # cost: names that would touch are turned, and then need height
-        room = (WIDTH - LEFT - RIGHT) / max(1, len(names))
+        room = (self.width - LEFT - RIGHT) / max(1, len(names))
         self.turned = any(6.4 * len(n) > room for n in self.names)
         drop = 4.6 * max((len(n) for n in self.names), default=0) if self.turned else 0.0
         self.height = int(self.bottom + self.zone + 46 + drop)
@@ -147,9 +163,9 @@ class Plot(Canvas):
         shown = [(i, s) for i, s in enumerate(series) if s.name]
         for i, s in shown:
             width = 44 + 6.6 * len(s.name)
-            if x > LEFT and x + width > WIDTH - RIGHT:
+            if x > LEFT and x + width > self.width - RIGHT:
                 x, y = float(LEFT), y + 18
-            dash = f' stroke-dasharray="{"5 4" if s.dashed else _DASHES[i % 8]}"'
+            dash = f' stroke-dasharray="{"5 4" if s.dashed else _dash(i)}"'
             kind = "a" if s.dashed else f"l{i % 8}"
             if filled:
                 self.add(
@@ -186,7 +202,7 @@ class Plot(Canvas):
         if floor is not None and log_y:
             drawn.append(floor)
         across = [p[0] for p in points]
-        self.x = Axis.around(across, log_x, LEFT, WIDTH - RIGHT, pad)
+        self.x = Axis.around(across, log_x, LEFT, self.width - RIGHT, pad)
         self.y = Axis.around(list(y_range or drawn), log_y, self.bottom, self.top)
         if y_range is None and not log_y:  # round ends and a little air
             ticks = self.y.ticks(6)
@@ -197,7 +213,7 @@ class Plot(Canvas):
 
     def frame(self, x: str, y: str) -> None:
         """Draws grid, ticks, axis labels and the zone below the floor."""
-        right, base = WIDTH - RIGHT, self.bottom + self.zone
+        right, base = self.width - RIGHT, self.bottom + self.zone
         for tick in self.y.ticks(6):
             at = self.y.at(tick)
             self.add(f'<path class="g" d="M{LEFT} {at:.1f}H{right}"/>')
@@ -233,7 +249,7 @@ class Plot(Canvas):
             else:
                 pieces.append([])
         kind = "a" if s.dashed else f"l{i % 8}"
-        dash = "5 4" if s.dashed else _DASHES[i % 8]
+        dash = "5 4" if s.dashed else _dash(i)
         for piece in (p for p in pieces if p):
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in piece)
             if s.area:
@@ -260,22 +276,41 @@ class Plot(Canvas):
             placed.append((at, up, label))
             self.taken.append((at - 4, up - 4, at + 4, up + 4))
         for at, up, label in placed:
-            self._label(at, up, short(label))
+            self.label(at, up, short(label))
 
-    def _label(self, x: float, y: float, words: str) -> None:
-        width = 6.2 * len(words)
-        for left, base in (
-            (x + 7, y + 4),
-            (x - 7 - width, y + 4),
-            (x - width / 2, y - 8),
-            (x - width / 2, y + 18),
-        ):
-            box = (left, base - 10, left + width, base + 2)
-            inside = box[0] > LEFT and box[2] < WIDTH - RIGHT and box[1] > self.top
-            if words and inside and not any(_touch(box, other) for other in self.taken):
-                self.taken.append(box)
-                self.text(left, base, words, "s")
-                return
+    def label(self, x: float, y: float, words: str) -> bool:
+        """Writes words beside a point where they hit nothing; says whether there was room."""
+        places = (x + 7, y + 4, ""), (x - 7, y + 4, "e"), (x, y - 8, "m"), (x, y + 18, "m")
+        return any(self._fits(at, base, words, anchor) is not None for at, base, anchor in places)
+
+    def name(self, x: float, y: float, words: str) -> None:
+        """Writes words as near to a point as they find room, with a line to it where far."""
+        if self.label(x, y, words):
+            return
+        for reach in range(24, 400, 8):
+            for turn in range(16):
+                angle = math.pi * turn / 8
+                at, up = x + reach * math.cos(angle), y + reach * math.sin(angle)
+                anchor = "m" if turn in (4, 12) else "e" if 4 < turn < 12 else ""
+                if (box := self._fits(at, up + 4, words, anchor)) is not None:
+                    near, edge = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
+                    self.add(f'<path class="n" d="M{x:.1f} {y:.1f}L{near:.1f} {edge:.1f}"/>')
+                    return
+
+    def _fits(
+        self, at: float, base: float, words: str, anchor: str
+    ) -> tuple[float, float, float, float] | None:
+        """Writes words where they hit nothing, and returns their box."""
+        width = 6.4 * len(words)
+        left = at - {"": 0.0, "m": width / 2, "e": width}[anchor]
+        box = (left - 2, base - 10, left + width + 2, base + 2)
+        inside = box[0] > LEFT and box[2] < self.width - RIGHT
+        inside = inside and box[1] > self.top and box[3] < self.bottom
+        if not words or not inside or any(_touch(box, other) for other in self.taken):
+            return None
+        self.taken.append(box)
+        self.text(at, base, words, f"{anchor} s".strip())
+        return box
 
     def whisker(self, x: float, low: float, high: float) -> None:
         """Draws an error bar."""
@@ -283,8 +318,20 @@ class Plot(Canvas):
         self.add(f'<path class="w" d="M{x:.1f} {a:.1f}V{b:.1f}m-3 0h6M{x - 3:.1f} {a:.1f}h6"/>')
 
 
+def _round(low: float, high: float) -> list[float]:
+    """Returns 1, 2 and 5 times a power of ten from low to high."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high))
+    every = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
+    return [t for t in every if 0.999 * low <= t <= 1.001 * high]
+
+
 def _touch(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _dash(i: int) -> str:
+    """Returns the dashes of a line; the ninth has the colour of the first, but not its dashes."""
+    return _DASHES[(i + i // 8) % 8]
 
 
 def finite(value: Value) -> TypeGuard[float]:
@@ -294,10 +341,13 @@ def finite(value: Value) -> TypeGuard[float]:
 
 def number(value: float) -> str:
     """Returns a value as short text."""
-    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+    if 1e4 <= abs(value) < 1e12:
+        size, unit = next((s, u) for s, u in _LARGE if abs(value) >= s)
+        return f"{value / size:.4g}{unit}"
+    if value != 0 and not 1e-3 <= abs(value) < 1e4:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"
+    return f"{value:.4g}"
 
 
 def short(name: str, most: int = 22) -> str:
@@ -333,6 +383,7 @@ _STYLE = (
     ".frc text{fill:var(--ink)}.frc .s{fill:var(--soft);font-size:11px}.frc .t{font-size:10px}"
     ".frc .m{text-anchor:middle}.frc .e{text-anchor:end}.frc .h{font-size:14px;font-weight:600}"
     ".frc .g{stroke:var(--grid)}.frc .a{stroke:var(--soft);fill:none}"
+    ".frc .n{stroke:var(--soft);stroke-width:.8;fill:none}"
     ".frc .w{stroke:var(--ink);stroke-width:1.3;fill:none}.frc .z{fill:url(#frh)}"
     ".frc .hl{stroke:var(--grid);stroke-width:3}.frc .b{stroke-width:1!important}"
     + "".join(

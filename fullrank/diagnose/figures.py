@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fullrank.chart import Series, density_chart, heat_map, line_chart, scatter_chart
 from fullrank.diagnose.records import Findings, Record, kept_indices
-from fullrank.diagnose.verdict import Stage, Verdict, gaussian_tokens
+from fullrank.diagnose.verdict import Stage, Verdict, gaussian_tokens, stage_ranks
 
 MOST_NAMES = 48  # rows of a map beyond which it is not drawn
 _RATIO = "σ / σ₁"  # noqa: RUF001
@@ -99,23 +99,25 @@ def sections(runs: Sequence[Shown]) -> Iterable[Section]:
 def _stages(run: Shown) -> Figure:
     names = [s.name for s in run.stages]
     at = list(range(len(names)))
+    whole = {s.name: s.erank for s in stage_ranks(run.newest, centred=False)}
     curves = [
         Series("measured", at, [s.erank for s in run.stages], marks=True),
         Series("healthy ceiling", at, [s.ceiling for s in run.stages], marks=True),
+        Series("not centred", at, [whole.get(name) for name in names], marks=True),
         Series("attainable bound", at, [s.bound for s in run.stages], dashed=True),
     ]
     svg = line_chart(
         curves,
         title=run.name,
         x="stage",
-        y="effective rank, centred",
+        y="effective rank",
         x_names=names,
         log_y=_wide(run),
     )
     return Figure(
         svg,
         "Effective rank of B x D matrices: M2 and M5 averaged over fields or tokens, M3 and M8 "
-        f"for flat stages. Centred, n = {run.stages[0].n:,} rows.",
+        f"for flat stages. Centred unless said otherwise, n = {run.stages[0].n:,} rows.",
     )
 
 

@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fullrank.diagnose.figures import Shown, sections
+from fullrank.diagnose.figures import Figure, Shown, sections
 from fullrank.diagnose.records import Findings
+from fullrank.diagnose.side_by_side import INSIDE, side_by_side
 from fullrank.diagnose.verdict import Verdict, judge, stage_ranks
 from fullrank.disk import write_text
 from fullrank.errors import EmptyInputError
+
+MOST_OPEN = 4  # models beyond which what belongs to single ones is folded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,45 @@ class RunFindings:
     metrics: Mapping[str, float | int | None] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Args:
+        heading: above it; "" continues what stands before.
+        columns: of the table.
+        rows: as many cells each; a first cell names the row.
+        notes: how to read it.
+    """
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What a page says before it looks inside the models, such as which of them leads.
+
+    Args:
+        sentences: the answer, in words.
+        tables: with the numbers.
+        figures: drawn wide, below the tables.
+    """
+
+    sentences: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+
+
 def write_report(
-    path: Path, runs: Sequence[RunFindings], *, title: str = "Collapse report", subtitle: str = ""
+    path: Path,
+    runs: Sequence[RunFindings],
+    *,
+    title: str = "Collapse report",
+    subtitle: str = "",
+    opening: Opening | None = None,
 ) -> None:
     """Writes the page, whole or not at all.
 
@@ -43,15 +83,22 @@ def write_report(
         runs: the models, best first.
         title: heading of the page.
         subtitle: data set, split and rows, in one line.
+        opening: what comes first; nothing when None.
 
     Raises:
         EmptyInputError: there are no runs, or one has no records.
         DiskFullError: there is no room.
     """
-    write_text(path, render_report(runs, title=title, subtitle=subtitle))
+    write_text(path, render_report(runs, title=title, subtitle=subtitle, opening=opening))
 
 
-def render_report(runs: Sequence[RunFindings], *, title: str, subtitle: str = "") -> str:
+def render_report(
+    runs: Sequence[RunFindings],
+    *,
+    title: str,
+    subtitle: str = "",
+    opening: Opening | None = None,
+) -> str:
     """Returns the page as text; see `write_report`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -83,12 +130,15 @@ def render_report(runs: Sequence[RunFindings], *, title: str, subtitle: str = ""
     return environment.get_template("report.html").render(
         title=title,
         subtitle=subtitle,
+        opening=opening or Opening(),
         headline=headline({run.name: run.verdicts for run in seen}),
         columns=[_COLUMN.get(c, c.replace("_", " ")) for c in columns]
         + ["effective rank at the end"],
         rows=rows,
         runs=seen,
+        together=[s for s in side_by_side(seen) if s.figures],
         sections=[s for s in sections(seen) if s.figures],
+        folded=len(runs) > MOST_OPEN,
     )
 
 
@@ -126,10 +176,13 @@ def _cell(name: str, value: float | int | None) -> str:
         return "n/a"
     if isinstance(value, int) or name == "parameters":
         return f"{int(value):,}"
+    if name in INSIDE:
+        return f"{value:.2f}"
     return f"{value:.1f}" if name.endswith(("_ms", "seconds")) else f"{value:.4f}"
 
 
 _COLUMN = {
+    **INSIDE,
     "auc": "AUC",
     "gauc": "GAUC",
     "logloss": "log-loss",

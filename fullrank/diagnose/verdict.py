@@ -54,7 +54,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Stage:
-    """The centred effective rank of one tap, next to what a healthy one would have.
+    """The effective rank of one tap, next to what a healthy one would have.
 
     Args:
         name: of the tap.
@@ -126,10 +126,10 @@ def gaussian_tokens(tokens: int, d: int, metric: str = "erank") -> float:
     return seen.mean(metric)
 
 
-def stage_ranks(findings: Findings) -> list[Stage]:
+def stage_ranks(findings: Findings, *, centred: bool = True) -> list[Stage]:
     """Returns the taps in the order in which the model passes them, without branches."""
     rows: dict[str, list[Record]] = {}
-    for r in findings.find(metric="erank", centred=True, row_norm="none"):
+    for r in findings.find(metric="erank", centred=centred, row_norm="none"):
         kind = r.matrix_kind.partition(":")[0]
         if kind in ("batch_field", "token_batch", "batch_flat", "seq_tokens", "head_in"):
             rows.setdefault(r.hook, []).append(r)

@@ -12,7 +12,7 @@ from torch import nn
 from fullrank.data.prepare import Prepared
 from fullrank.diagnose.collapse import diagnose
 from fullrank.diagnose.monitor import RankMonitor
-from fullrank.diagnose.records import Findings, RunContext, read_records
+from fullrank.diagnose.records import RECORDS, Findings, RunContext, read_records
 from fullrank.diagnose.report import RunFindings, write_report
 from fullrank.diagnose.verdict import judge
 from fullrank.serve.artifact import Artifact
@@ -40,7 +40,7 @@ def diagnose_model(
     """
     findings = _measured(run, data, model, result["epochs"])
     write_report(
-        run.report, [_shown(findings, result)], title=run.path.name, subtitle=_line(result)
+        run.report, [_shown(findings, result)], title=run.path.name, subtitle=run_line(result)
     )
     return [str(verdict) for verdict in judge(findings)]
 
@@ -57,12 +57,26 @@ def diagnose_command(runs: Sequence[Path], out: Path | None) -> dict[str, Any]:
         shown.append(_shown(findings, result))
         verdicts[str(folder)] = [str(v) for v in judge(findings)]
     report = out or RunFolder(runs[0]).report
-    write_report(report, shown, subtitle=_line(RunFolder(runs[0]).read_result()))
+    write_report(report, shown, subtitle=run_line(RunFolder(runs[0]).read_result()))
     for name, sentences in verdicts.items():
         for sentence in sentences:
             console.print(f"{name}: {sentence}", markup=False)
     console.print(f"wrote {report}", markup=False)
     return {"report": str(report), "verdicts": verdicts}
+
+
+def diagnosed(folder: Path, data: Prepared) -> Findings:
+    """Returns the findings of a finished run, measured now unless they are there already.
+
+    Args:
+        folder: of the run.
+        data: what it was trained on, wherever that lies by now.
+    """
+    run = RunFolder(folder)
+    if not (run.diagnostics / RECORDS).exists():
+        model = Artifact.load(run.artifact).build()
+        return _measured(run, data, model, run.read_result()["epochs"])
+    return _stored(run)
 
 
 def joint_report(path: Path, runs: Sequence[Path], title: str) -> None:
@@ -71,7 +85,7 @@ def joint_report(path: Path, runs: Sequence[Path], title: str) -> None:
     for folder in runs:
         run = RunFolder(folder)
         shown.append(_shown(_stored(run), run.read_result()))
-    write_report(path, shown, title=title, subtitle=_line(RunFolder(runs[0]).read_result()))
+    write_report(path, shown, title=title, subtitle=run_line(RunFolder(runs[0]).read_result()))
 
 
 def _measured(run: RunFolder, data: Prepared, model: nn.Module, epoch: int) -> Findings:
@@ -115,7 +129,8 @@ def _shown(findings: Findings, result: dict[str, Any]) -> RunFindings:
     return RunFindings(name=result["recipe"], findings=findings, metrics={**metrics, **sizes})
 
 
-def _line(result: dict[str, Any]) -> str:
+def run_line(result: dict[str, Any]) -> str:
+    """Returns what a run was trained and diagnosed on."""
     rows = ", ".join(f"{name} {count:,}" for name, count in result["rows"].items())
     notes = "".join(f"; {note}" for note in result["notes"])
     return f"{result['dataset']}: {rows} rows. Diagnosed on validation rows{notes}"

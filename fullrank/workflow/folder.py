@@ -139,6 +139,17 @@ class RunFolder:
                 for folder in made:
                     folder.rmdir()
 
+    def is_held(self) -> bool:
+        """Says whether a living process is working in the folder."""
+        lock = self.path / _LOCK
+        if not lock.exists():
+            return False
+        handle = os.open(lock, os.O_RDWR)
+        try:
+            return not _locked(handle)
+        finally:
+            os.close(handle)  # which also ends a lock that was free
+
     def clear(self) -> None:
         """Removes a run that is here, and nothing else that lies beside it."""
         for name in _OURS:

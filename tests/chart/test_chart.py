@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import random
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 from fullrank.chart import (
     WIDTH,
+    Panel,
+    Reached,
     Series,
     bar_chart,
     density_chart,
+    frontier_chart,
     heat_map,
     interval_chart,
     line_chart,
@@ -101,20 +106,69 @@ def test_legends_hold_every_name_and_never_overlap() -> None:
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
+def label_boxes(svg: str, names: list[str]) -> list[tuple[float, ...]]:
+    """Where the names stand, with the panel that they stand in."""
+    root, boxes = ElementTree.fromstring(svg), []
+    panels = list(root.iter(f"{SVG}g")) or [root]
+    for i, panel in enumerate(panels):
+        for text in panel.iter(f"{SVG}text"):
+            if text.text in names:
+                x, y = float(text.get("x", "0")), float(text.get("y", "0"))
+                kinds, width = text.get("class", "").split(), 6.2 * len(text.text)
+                x -= width if "e" in kinds else width / 2 if "m" in kinds else 0
+                boxes.append((1e4 * i + x, y - 10, 1e4 * i + x + width, y + 2))
+    return boxes
+
+
+def assert_apart(boxes: list[tuple[float, ...]]) -> None:
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_name_on_a_frontier_is_written_and_no_two_overlap(seed: int) -> None:
+    rng = random.Random(seed)
+    names = [f"model_with_name_{i}" for i in range(12)]
+    points = [
+        Reached(n, rng.lognormvariate(12, 0.2), 0.98 + i * 1e-4, 0.9, 0.99)
+        for i, n in enumerate(sorted(names, key=lambda _: rng.random()))
+    ]
+    points = [replace(p, low=p.value - 2e-4, high=p.value + 2e-4) for p in points]
+    best = sorted(points, key=lambda p: p.cost)
+    panel = Panel("parameters", "auc", points, [p.name for p in best])
+    svg = frontier_chart([panel, panel, panel], title="t")
+    boxes = label_boxes(svg, names)
+    assert len(boxes) == 3 * 12
+    assert_apart(boxes)
+    width = float(ElementTree.fromstring(svg).get("width", "0"))
+    assert all(b[0] % 1e4 <= b[2] % 1e4 <= width / 2 for b in boxes)
+
+
+def test_a_hopeless_model_stands_at_the_edge_with_its_value() -> None:
+    near = [Reached(f"m{i}", 10.0 + i, 0.98 + i / 1000, 0.97, 0.99) for i in range(4)]
+    far = Reached("lr", 5.0, 0.6, 0.6, 0.6)
+    for higher, sign in ((True, 1), (False, -1)):
+        points = [
+            replace(p, value=sign * p.value, low=sign * p.value, high=sign * p.value)
+            for p in (*near, far)
+        ]
+        svg = frontier_chart([Panel("x", "y", points, ["lr", "m3"], higher)], title="t")
+        assert f"lr: {sign * 0.6:g}" in texts(svg)
+        ticks = [float(t) for t in texts(svg) if re.fullmatch(r"-?[01]\.\d+", t)]
+        assert min(map(abs, ticks)) > 0.9
+    svg = frontier_chart([Panel("x", "y", near, ["m3"])], title="t")
+    assert not any(":" in t for t in texts(svg))
+
+
 def test_labels_of_crowded_points_do_not_overlap() -> None:
     names = [f"label {i}" for i in range(30)]
     across = [(i * 37) % 100 for i in range(30)]
     up = [(i * i * 13) % 17 for i in range(30)]
     svg = scatter_chart([Series("", across, up, labels=names)], title="t", x="x", y="y")
-    boxes = []
-    for text in ElementTree.fromstring(svg).iter(f"{SVG}text"):
-        if text.text in names:
-            x, y = float(text.get("x", "0")), float(text.get("y", "0"))
-            boxes.append((x, y - 10, x + 6.2 * len(text.text), y + 2))
+    boxes = label_boxes(svg, names)
     assert 0 < len(boxes) < 30
-    for i, a in enumerate(boxes):
-        for b in boxes[:i]:
-            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+    assert_apart(boxes)
     assert svg.count("<circle") == 30  # the points and their hover texts are all there
 
 
@@ -149,8 +203,8 @@ def test_linear_ticks_are_round_and_inside(low: float, high: float) -> None:
 
 
 def test_numbers_are_short() -> None:
-    found = [number(v) for v in (0, 0.5, 12, 1000, 12_345, 1e-4, 2.5e-10, 1e7)]
-    assert found == ["0", "0.5", "12", "1000", "12345", "1e-4", "2.5e-10", "1e7"]
+    found = [number(v) for v in (0, 0.5, 12, 1000, 12_345, 1e-4, 2.5e-10, 457_191, -1e7)]
+    assert found == ["0", "0.5", "12", "1000", "12.35k", "1e-4", "2.5e-10", "457.2k", "-10M"]
 
 
 def test_nothing_to_draw_is_an_error() -> None:

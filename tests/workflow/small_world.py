@@ -57,12 +57,14 @@ def write_recipe(
     config: str = "",
     columns: str = "",
     spec: str = "",
+    gains: str = "",
     ending: str = "csv",
     **train: Any,
 ) -> Path:
     """Writes a recipe as a user would: a Python file.
 
-    `columns` and `spec` are code: more columns, each with a comma, and more arguments of Spec.
+    `columns`, `spec` and `gains` are code: more columns and gains, each with a comma, and more
+    arguments of Spec.
     """
     settings = {"epochs": 4, "batch_size": 64, "learning_rate": 0.05, "threads": 1} | train
     given = ", ".join(f"{k}={v!r}" for k, v in settings.items())
@@ -75,7 +77,7 @@ def write_recipe(
         from fullrank.data.spec import Category, Event, History, Number, Spec, Target
         from fullrank.model import model_class
         from fullrank.train.config import TrainConfig
-        from fullrank.workflow.recipe import Claim, Recipe
+        from fullrank.workflow.recipe import Claim, Gain, Recipe
 
         DATA = Path({str(data)!r})
         SPEC = Spec(
@@ -95,6 +97,7 @@ def write_recipe(
                 config=model_class({model!r}).Config({config}),
                 train=TrainConfig({given}),
                 claim=Claim(metric="auc", paper=0.5, source="nowhere"),
+                gains=({gains}),
             )
     '''
     path.write_text(dedent(text))

@@ -2,12 +2,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import tyro
 
 import fullrank.workflow.compare as compare_module
+import fullrank.workflow.diagnosis as diagnosis
 from fullrank.cli import Compare, Train
 from fullrank.errors import ConfigError, RunFolderError, UnknownNameError
 from fullrank.workflow.compare import compare_command
@@ -20,7 +27,11 @@ from .small_world import listing, write_recipe
 def asked(trained, tmp_path_factory: pytest.TempPathFactory) -> Compare:
     place = tmp_path_factory.mktemp("compared")
     plain = write_recipe(place / "plain.py", trained.place)
-    crossed = write_recipe(place / "crossed.py", trained.place, model="fm", config="dim=2")
+    gains = 'Gain(over="plain", metric="logloss", paper=0.125, source="a paper"), '
+    gains += 'Gain(over="absent"),'
+    crossed = write_recipe(
+        place / "crossed.py", trained.place, model="fm", config="dim=2", gains=gains
+    )
     return Compare(
         recipes=(str(plain), str(crossed)),
         seeds=2,
@@ -50,7 +61,8 @@ def test_two_recipes_are_compared_over_two_seeds(asked, said):
         ("crossed", 2),
     ]
     assert len({r["auc"] for r in said["runs"]}) == 4
-    assert listing(asked.out) == ["small.md", "small.svg"]
+    names = ["small.html", "small.json", "small.md", "small.svg", "small_frontier.svg"]
+    assert listing(asked.out) == names
     text = Path(said["table"]).read_text()
     assert f"fullrank compare {' '.join(asked.recipes)} --seeds 2" in text
     assert "--set train.epochs=1" in text
@@ -83,10 +95,115 @@ def test_only_what_is_missing_is_run(asked, said, monkeypatch):
     monkeypatch.setattr(
         compare_module, "_start", lambda job, asked: started.append(job) or original(job, asked)
     )
-    (result,) = asked.runs.glob("plain-*/plain-seed2.json")
-    result.unlink()
+    (folder,) = asked.runs.glob("plain-*/seed-2")
+    shutil.rmtree(folder)
+    (folder.parent / "plain-seed2.json").unlink()
     assert compare_command(asked)["runs"] == said["runs"]
     assert [(job.recipe.name, job.seed) for job in started] == [("plain", 2)]
+
+
+def test_the_page_says_which_and_why(asked, said):
+    page = Path(said["page"]).read_text()
+    for words in (
+        "which one, and why",
+        "Gains",
+        "What changed inside",
+        "crossed over absent: not tested, absent is not among the compared recipes",
+        "crossed over plain: published in a paper",
+        "+0.12500",
+        "Effective rank through the model",
+    ):
+        assert words in page, words
+    assert page.count("auc against parameters") == 1
+    assert "<script" not in page
+    data = json.loads(Path(said["data"]).read_text())
+    tested, untested = data["gains"]
+    assert (tested["recipe"], tested["over"], tested["metric"]) == ("crossed", "plain", "logloss")
+    assert tested["paper"] == 0.125
+    runs = {(r["recipe"], r["seed"]): r["logloss"] for r in said["runs"]}
+    gains = [runs["plain", seed] - runs["crossed", seed] for seed in (1, 2)]  # lower is better
+    assert tested["gains"] == pytest.approx(gains)
+    assert tested["low"] < tested["mean"] < tested["high"]
+    assert untested["untested"]
+    assert set(data["inside"]) == {"plain", "crossed"}
+    assert 0 < data["inside"]["crossed"]["tables"] <= 1
+
+
+def test_models_are_looked_into_once_and_only_where_asked(asked, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_module, "_start", refuse)
+    monkeypatch.setattr(diagnosis, "diagnose", refuse)
+    before = Path(said["page"]).read_text()
+    compare_command(asked)
+    assert Path(said["page"]).read_text() == before
+    plain = dataclasses.replace(asked, no_diagnose=True, out=tmp_path)
+    (tmp_path / "small.html").write_text("of an earlier comparison")
+    assert "page" not in compare_command(plain)
+    assert "small.html" not in listing(tmp_path)
+    assert json.loads((tmp_path / "small.json").read_text())["inside"] == {}
+
+
+def test_what_a_recipe_promises_is_no_part_of_its_runs(asked, said, monkeypatch):
+    monkeypatch.setattr(compare_module, "_start", refuse)
+    crossed = Path(asked.recipes[1])
+    text = crossed.read_text()
+    crossed.write_text(text.replace('Gain(over="absent")', 'Gain(over="other")'))
+    assert compare_command(asked)["runs"] == said["runs"]
+    assert "other is not among" in Path(said["table"]).read_text()
+    crossed.write_text(text)
+    compare_command(asked)
+
+
+def test_a_result_that_nobody_wrote_down_is_taken_from_its_run(asked, said, monkeypatch):
+    monkeypatch.setattr(compare_module, "_start", refuse)
+    (kept,) = asked.runs.glob("crossed-*/crossed-seed1.json")
+    before = kept.read_text()
+    kept.unlink()
+    assert compare_command(asked) == said
+    assert kept.read_text() == before
+
+
+def test_after_a_kill_no_run_is_repeated_and_what_still_runs_is_waited_for(
+    asked, said, tmp_path, monkeypatch
+):
+    runs = tmp_path / "runs"
+    flags = {"seeds": 2, "processes": 1, "runs": runs, "out": tmp_path / "out"}
+    again = dataclasses.replace(asked, recipes=asked.recipes[:1], **flags)
+    command = [sys.executable, "-m", "fullrank", "compare", again.recipes[0], "--no-diagnose"]
+    command += ["--set", *asked.set, "--cache", str(asked.cache)]
+    command += [part for k, v in flags.items() for part in (f"--{k}", str(v))]
+    comparison = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not list(runs.glob("*/plain-seed1.json")) or not list(runs.glob("*/seed-2/.lock")):
+        assert comparison.poll() is None
+        time.sleep(0.02)
+    comparison.kill()
+    comparison.wait()
+    monkeypatch.setattr(compare_module, "_start", refuse)
+    assert compare_command(again)["runs"] == said["runs"][:2]
+
+
+def test_the_end_of_a_comparison_is_the_end_of_its_runs(asked, tmp_path, monkeypatch):
+    ended = []
+
+    class Running:
+        returncode = None
+
+        def __init__(self, *command: object, **how: object) -> None: ...
+
+        def poll(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def terminate(self) -> None:
+            ended.append("asked to end")
+
+        def wait(self) -> None:
+            ended.append("waited for")
+
+    monkeypatch.setattr(compare_module.subprocess, "Popen", Running)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        compare_command(dataclasses.replace(asked, runs=tmp_path, processes=2))
+    assert ended == ["asked to end"] * 2 + ["waited for"] * 2
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_changed_recipe_is_another_run_and_the_old_ones_stay(asked, said, monkeypatch):
@@ -126,7 +243,8 @@ def test_an_interrupted_run_is_resumed(asked, tmp_path, monkeypatch):
 
     monkeypatch.setattr(compare_module.subprocess, "Popen", Started)
     (recipe,) = (compare_module.load_recipe(asked.recipes[0], asked.set),)
-    job = compare_module.Job(asked.recipes[0], recipe, 3, "0" * 16, tmp_path / "a.b" / "seed-3")
+    folder = tmp_path / "a.b" / "seed-3"
+    job = compare_module.Job(asked.recipes[0], recipe, 3, "0" * 16, folder, None)
     compare_module._start(job, asked)
     assert "--overwrite" in commands[0]
     (job.folder / "state" / "000001").mkdir(parents=True)
