@@ -9,7 +9,7 @@ ifneq ($(wildcard ../shared/data/README.md),)
 export FULLRANK_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test slow check bench clean
+.PHONY: demo test slow check bench rankers clean
 
 demo: $(STAMP)
 	$(VENV)/bin/fullrank demo
@@ -38,7 +38,18 @@ bench: $(STAMP)
 	$(PY) bench/diagnostics_overhead.py
 	$(PY) bench/compile.py
 	$(PY) bench/rankmixer_utilisation.py --json bench/.work/rankmixer_utilisation.json
+	OMP_NUM_THREADS=1 $(PY) bench/full_mixing.py
 	$(PY) bench/report.py
+
+# Every ranker, its baselines and its controls: hours on two cores, and each finished run is kept.
+RANKERS := dcnv2 lr mlp fm fm_wide dcnv2_wide pfl sfg_fm sfg_dcnv2 dmoe multi_embedding dmoe_wide \
+	rankmixer rankup rankup_plain rankelastor rankelastor_plain
+LOGS := frappe ml_100k collm_ml1m census collapse
+
+rankers: $(STAMP)
+	for log in $(LOGS); do $(VENV)/bin/fullrank compare $(RANKERS:%=$${log}_%) --seeds 5 \
+		--name rankers_$$log || exit 1; done
+	$(PY) studies/run.py
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
