@@ -89,20 +89,20 @@ def test_init_scopes_are_those_of_the_published_codes() -> None:
     }  # fmt: skip
     for scope, std in scopes.items():
         for kind in ("projected", "projected_lowrank"):
-            f: Any = product(kind, pairs, dim, scope=scope, rank=5)  # type: ignore[arg-type]
+            f: Any = product(kind, pairs, dim, scope=scope, rank=5)
             entries = torch.stack([f.matrix(p) for p in range(pairs.count)])
             assert abs(entries.std().item() / std - 1) < 0.1
     identity: Any = product("projected", pairs, dim, scope="identity")
     assert torch.equal(identity.weight, torch.eye(dim).expand(741, -1, -1))
     for kind in ("weighted", "diagonal"):
-        assert bool((product(kind, pairs, dim).weight == 1).all())  # type: ignore[arg-type]
+        assert bool((product(kind, pairs, dim).weight == 1).all())
 
 
 def test_orientations_agree_in_the_first_layer_and_part_in_the_second() -> None:
     layers = []
     for orientation in ("keep_raw", "keep_prev"):
         f = product("projected", PAIRS["every"], D)
-        layers.append(moved(Field(f, D, orientation=orientation)))  # type: ignore[arg-type]
+        layers.append(moved(Field(f, D, orientation=orientation)))
     e, t = drawn(4, F, D), drawn(4, F, D, seed=9)
     torch.testing.assert_close(layers[0](e, e), layers[1](e, e))
     raw, prev = (layer(e, t) for layer in layers)
