@@ -377,11 +377,12 @@ _HATCH = (
 )
 _STYLE = (
     f".frc{{font:{_SIZE}px system-ui,sans-serif;max-width:100%;height:auto;--ink:#1d2329;"
-    f"--soft:#56606b;--grid:#e4e8ec;{_colours(_LIGHT)}}}"
-    "@media(prefers-color-scheme:dark){.frc{--ink:#e7eaee;--soft:#a3adb8;--grid:#333b44;"
+    f"--soft:#56606b;--grid:#e4e8ec;--back:#fff;{_colours(_LIGHT)}}}"
+    "@media(prefers-color-scheme:dark){.frc{--ink:#e7eaee;--soft:#a3adb8;--grid:#333b44;--back:#12161a;"
     f"{_colours(_DARK)}}}}}"
     ".frc text{fill:var(--ink)}.frc .s{fill:var(--soft);font-size:11px}.frc .t{font-size:10px}"
-    ".frc .m{text-anchor:middle}.frc .e{text-anchor:end}.frc .h{font-size:14px;font-weight:600}"
+    ".frc .k{fill:var(--back)}.frc .m{text-anchor:middle}.frc .e{text-anchor:end}"
+    ".frc .h{font-size:14px;font-weight:600}"
     ".frc .g{stroke:var(--grid)}.frc .a{stroke:var(--soft);fill:none}"
     ".frc .n{stroke:var(--soft);stroke-width:.8;fill:none}"
     ".frc .w{stroke:var(--ink);stroke-width:1.3;fill:none}.frc .z{fill:url(#frh)}"

@@ -238,7 +238,8 @@ def heat_map(
         for j, v in enumerate(row):
             canvas.add(_cell(v, top, left + side * j, y_at, side, f"{name}, {columns[j]}"))
             if side >= 28 and finite(v) and abs(v) < 1000:
-                canvas.text(left + side * (j + 0.5), y_at + side / 2 + 4, f"{v:.2f}"[:5], "m t")
+                kind = "m t k" if abs(v) > 0.6 * top else "m t"  # legible on a strong colour
+                canvas.text(left + side * (j + 0.5), y_at + side / 2 + 4, f"{v:.2f}"[:5], kind)
     if x:
         canvas.text(left + side * len(columns) / 2, head + side * len(rows) + 20, x, "m s")
     if y:

@@ -6,6 +6,7 @@ measure on Gaussian noise of the same shape, or of what the shape allows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
@@ -84,21 +85,27 @@ def inside(findings: Findings) -> dict[str, float | None]:
 def merged(orders: Iterable[Sequence[str]]) -> list[str]:
     """Returns all names in one order that agrees with the given ones as far as these agree.
 
-    Of names that nothing orders, the one that comes earlier in its own list goes first.
+    Of names that nothing orders, the lower number goes first, as in "block1.ffn" and "block2.mix",
+    then the one that comes earlier in its own list.
     """
     lists = [list(order) for order in orders]
     place: dict[str, list[float]] = {}
     for order in lists:
         for i, name in enumerate(order):
             place.setdefault(name, []).append(i / len(order))
-    left, out = {name: fmean(at) for name, at in place.items()}, []
+    left, out = {name: (_number(name), fmean(at), name) for name, at in place.items()}, []
     while left:
         heads = {next((n for n in order if n in left), "") for order in lists}
         behind = {n for order in lists for n in [n for n in order if n in left][1:]}
-        name = min((heads - behind) & left.keys() or left, key=lambda n: (left[n], n))
+        name = min((heads - behind) & left.keys() or left, key=lambda n: left[n])
         out.append(name)
         del left[name]
     return out
+
+
+def _number(name: str) -> int:
+    found = re.search(r"\d+", name)
+    return int(found[0]) if found else -1
 
 
 def _stage_maps(runs: Sequence[Shown]) -> Iterable[Figure]:
@@ -132,7 +139,7 @@ def _samples(findings: Findings) -> _Row:
     return {
         r.hook: r.value / gaussian_tokens(r.n, r.d)
         for r in findings.find(metric="erank", accumulator="A4", row_norm="none")
-        if not r.hook.endswith("_branch") and r.value is not None
+        if not r.hook.endswith("_branch") and r.value is not None and r.bound > 1
     }
 
 
@@ -144,7 +151,11 @@ def _tables(findings: Findings) -> list[_Row]:
             if r.matrix_kind.startswith("table:"):
                 prefix, _, table = r.hook.rpartition("/")
                 sets.setdefault(prefix, {})[table] = r
-    return [{t: r.value / r.bound for t, r in found.items() if r.value} for found in sets.values()]
+    rows = [
+        {table: r.value / r.bound for table, r in found.items() if r.value and r.bound > 1}
+        for found in sets.values()
+    ]
+    return [row for row in rows if row]  # weights of one column have one direction whatever they do
 
 
 def _table_map(runs: Sequence[Shown]) -> Iterable[Figure]:

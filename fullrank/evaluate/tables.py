@@ -12,6 +12,7 @@ from fullrank.evaluate.interval import Interval
 from fullrank.evaluate.results import RunResult
 
 NONE = "-"
+TESTS = {"p, sign flip": "flip", "p, paired t": "t"}  # heading -> attribute of a Difference
 _Columns = dict[str, Callable[[str], str]]  # heading -> the cell of a recipe
 _Fact = Callable[[RunResult], float | None]
 _FACTS: dict[str, _Fact] = {
@@ -34,15 +35,19 @@ class Grid:
     rows: Sequence[Sequence[str]]
     names: int = 1
 
+    def without(self, *headings: str) -> Grid:
+        """Returns the table without some of its columns."""
+        kept = [i for i, name in enumerate(self.heading) if name not in headings]
+        rows = [[row[i] for i in kept] for row in self.rows]
+        return Grid([self.heading[i] for i in kept], rows, self.names)
+
     def markdown(self) -> str:
         """Returns the table as Markdown."""
-        lines = [list(self.heading), [*["---"] * self.names, *["---:"] * self._numbers()]]
+        numbers = len(self.heading) - self.names
+        lines = [list(self.heading), [*["---"] * self.names, *["---:"] * numbers]]
         for row in self.rows:
             lines.append([*(code(cell) for cell in row[: self.names]), *row[self.names :]])
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-    def _numbers(self) -> int:
-        return len(self.heading) - self.names
 
 
 def costs(comparison: Comparison) -> dict[str, dict[str, float]]:
@@ -75,8 +80,8 @@ def main_grid(comparison: Comparison) -> Grid:
             columns[heading] = partial(_middle_cell, fact, runs)
     if comparison.differences:
         columns["difference"] = lambda recipe: gain_cell(comparison.difference(recipe))
-        columns["p, sign flip"] = lambda recipe: _p(comparison.difference(recipe), "flip")
-        columns["p, paired t"] = lambda recipe: _p(comparison.difference(recipe), "t")
+        for heading, test in TESTS.items():
+            columns[heading] = partial(_p, comparison, test)
         columns["verdict"] = lambda recipe: _verdict(comparison.difference(recipe))
     return _grid(columns, runs)
 
@@ -231,7 +236,8 @@ def gain_cell(difference: Difference | None) -> str:
     )
 
 
-def _p(difference: Difference | None, test: str) -> str:
+def _p(comparison: Comparison, test: str, recipe: str) -> str:
+    difference = comparison.difference(recipe)
     value = None if difference is None else getattr(difference, test)
     return NONE if value is None else f"{value:.3g}"
 

@@ -11,7 +11,7 @@ from fullrank.diagnose.report import Opening, RunFindings, Table, write_report
 from fullrank.diagnose.side_by_side import INSIDE, inside
 from fullrank.evaluate.compare import Comparison
 from fullrank.evaluate.page import FRONTIER_NOTE, answer, frontier_svg, short_names
-from fullrank.evaluate.tables import NONE, Grid, gain_notes, gains_grid, main_grid, notes
+from fullrank.evaluate.tables import NONE, TESTS, Grid, gain_notes, gains_grid, main_grid, notes
 
 _Inside = Mapping[str, Mapping[str, float | None]]  # recipe -> measure -> value
 _CAUSE = (
@@ -64,7 +64,7 @@ def write_which(
 
 
 def _opening(comparison: Comparison, measured: _Inside) -> Opening:
-    tables = [_table("", main_grid(comparison), notes(comparison))]
+    tables = [_table("", main_grid(comparison).without(*TESTS), notes(comparison))]
     if comparison.gains:
         tables.append(_table("Gains", gains_grid(comparison), gain_notes(comparison)))
         changes = _changes(comparison, measured)
