@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -194,8 +195,8 @@ def tapped(model: RankUp, tap: str, batch: Batch) -> Tensor:
 def tables_and_rank(seed: int) -> dict[str, float]:
     """B2: M4 after the second feed-forward network, full model and one table set, T equal."""
     found = {}
-    for name, multi in (("full", "on"), ("single", "off")):
-        model, test = trained(seed, replace(BASE, multi_embedding=multi))
+    for name, config in (("full", BASE), ("single", replace(BASE, multi_embedding="off"))):
+        model, test = trained(seed, config)
         x = tapped(model, "block1.ffn", test.rows(torch.arange(2048)))
         found[f"nerank {name}"] = row_erank(x) / min(x.shape[1:])
         found[f"M5 {name}"] = float(token_ranks(x).mean())
@@ -222,9 +223,10 @@ def tables_and_auc(seed: int) -> dict[str, float]:
 def global_token(seed: int) -> dict[str, float]:
     """B4: what the global token adds to AUC with and without a term of all fields."""
     found = {}
+    kinds: tuple[Literal["fm"], Literal["none"]] = ("fm", "none")
     for world_name, interaction in (("global", 1.5), ("local", 0.0)):
-        for name in ("fm", "none"):
-            config = replace(BASE, global_token=name, multi_embedding="off")  # type: ignore[arg-type]
+        for name in kinds:
+            config = replace(BASE, global_token=name, multi_embedding="off")
             model, test = trained(seed, config, interaction=interaction)
             found[f"AUC {world_name}, {name}"] = area_under_curve(model, test)
     for world_name in ("global", "local"):
@@ -288,8 +290,9 @@ TRIALS = [
         reference="-",
         measure=global_token,
         gain=lambda m: m["lift global"] - m["lift local"],
-        comment="The token is FM, and a learned constant holds its place where it is off. Two rounds of "
-        "mixing let every token see every field, so the backbone can find the term by itself.",
+        comment="The token is FM, and a learned constant holds its place where it is off. Two "
+        "rounds of mixing let every token see every field, so the backbone can find the term by "
+        "itself.",
     ),
     Trial(
         name="B5: AUC",
