@@ -20,7 +20,7 @@ from fullrank.models.sfg import SFG, SFGConfig
 from fullrank.nn.operand import FieldMask, Generator, Operand, PairOperands
 from fullrank.schema import Categorical, Label, Schema, Table
 from fullrank.tap import Tap
-from fullrank.testing import random_batch, tiny_schema
+from fullrank.testing import check_law, random_batch, tiny_schema
 from tests.reference.sfg_twin import deep, first_order, generate, logits
 
 F, D, ROWS = 4, 3, 6
@@ -301,6 +301,18 @@ def test_the_projection_of_a_pair_is_that_of_the_ranker() -> None:
     assert built("fm").pair_projection(0, 1) is None
     low_rank = {"low_rank": {"rank": 2, "experts": 1}}
     assert create("dcnv2", schema(), low_rank).pair_projection(0, 1) is None
+
+
+@pytest.mark.parametrize("base", ["fm", "fwfm", "deepfm", "xdeepfm"])
+def test_the_laws_that_a_wrapper_could_break_hold_around_every_ranker(base: str) -> None:
+    class Config(SFGConfig):
+        @classmethod
+        def tiny(cls) -> SFGConfig:
+            return SFGConfig(base=base, config=model_class(base).Config.tiny())
+
+    around = type("Around", (SFG,), {"Config": Config})
+    for law in ("gradients", "rows", "save", "untouched", "taps"):
+        check_law(around, law)
 
 
 def test_a_ranker_without_slots_is_refused_and_the_others_are_named() -> None:
