@@ -161,7 +161,7 @@ TRIALS = [
         reference="earlier trial, 12 fields: FmFM ahead in 3 of 3 seeds, by 0.003 or more",
         measure=pair_specific,
         gain=lambda f: f["FmFM"] - max(f["FM"], f["FwFM"], f["FvFM"]),
-        comment="8 fields: with 12, all four overfit 40,000 rows, and a trial seed reversed the order.",
+        comment="8 fields: with 12, all four overfit 40,000 rows, and one seed reversed the order.",
     ),
     Trial(
         name="B2",

@@ -341,6 +341,19 @@ def test_u5_interactions_have_the_published_numbers_of_parameters(name: str) -> 
     assert weights == (3 if name == "pfl" else 0)
 
 
+def test_a_field_meets_itself_only_where_that_is_allowed() -> None:
+    pairs = {}
+    for pooling in ("field", "filter"):
+        settings: dict[str, Any] = {"pooling": pooling, "aggregator": "last", "num_layers": 3}
+        settings |= {"maps": (F,)} if pooling == "filter" else {}
+        model = IPA(fields(), IPAConfig(dim=K, self_pairs=False, **settings))
+        parts = [model.get_submodule(f"block{n}.pool.interaction.pairs") for n in (0, 1)]
+        pairs[pooling] = [part.mask.tolist() for part in parts]
+    every, others = torch.ones(F, F).tolist(), (1 - torch.eye(F)).tolist()
+    assert pairs["field"] == [others, others]
+    assert pairs["filter"] == [others, every]  # the maps of a filter belong to no field
+
+
 @pytest.mark.parametrize(
     ("pooling", "expected"),
     [("keep", [39, 741, 28_899]), ("field", [39, 39, 39]), ("global", [39, 1, 1]),
@@ -367,7 +380,7 @@ def test_u7_layer_weights_are_concatenation_with_tied_weights_below_a_linear_cla
 
 
 def test_u8_more_terms_than_the_budget_are_refused_before_they_are_made() -> None:
-    config = replace(C.fmfm(), num_layers=3, dim=4096)  # 28,899 matrices of 4096 x 4096
+    config = replace(C.fmfm(), num_layers=3, dim=64)
     with pytest.raises(ConfigError) as refused:
         IPA(fields(39, size=2), replace(config, max_terms=740))
     assert "layer 2 of 39 fields has 741" in refused.value.found
