@@ -269,7 +269,10 @@ TRIALS = [
         reference="+.0043 Avazu, +.0087 Criteo (real logs)",
         measure=tuned_gain,
         gain=lambda found: found["sfg"] - found["base"],
-        comment="`base_as_many_weights` is an FM with wider embeddings, not fewer weights.",
+        comment="`base_as_many_weights` is an FM with wider embeddings, not fewer weights. "
+        "The world was chosen with seed 1 out of three: with twelve fields and context 1 the FM "
+        "kept its lead at this learning rate (.633 against at most .622), with twelve and context "
+        "4 SFG gained (.594 to .621). Read the other seeds.",
     ),
     Trial(
         name="B1-control",
