@@ -54,6 +54,15 @@ def test_a_planted_collapse_shows_in_the_numbers_of_a_model(both) -> None:
     assert all(0 <= v <= 1.1 for v in (*good.values(), *bad.values()) if v is not None)
 
 
+def test_stages_are_ranked_with_their_mean_or_without(both) -> None:
+    for centred in (True, False):
+        last = stage_ranks(both[0], centred=centred)[-1]
+        wanted = {"matrix_kind": "head_in", "metric": "erank", "centred": centred}
+        assert last.name == "head_in"
+        assert last.erank == both[0].value(**wanted)
+        assert last.bound == both[0].find(**wanted)[0].bound
+
+
 def test_what_a_model_does_not_have_is_none(both) -> None:
     scores = Findings(both[0].find(hook="score"))
     assert set(inside(scores).values()) == {None}
