@@ -16,6 +16,7 @@ from fullrank.diagnose.records import Findings, Record
 from fullrank.diagnose.verdict import gaussian_tokens, stage_ranks
 
 _Row = dict[str, float]  # column -> value
+_FIELDS = ("embed", "left", "right")  # taps whose second axis is fields, not tokens
 _MOST_COLUMNS = 24  # of one map
 
 INSIDE = {
@@ -68,7 +69,7 @@ def inside(findings: Findings) -> dict[str, float | None]:
     samples = list(_samples(newest).values())
     tables = [v for row in _tables(newest) for v in row.values()]
     related = _correlations(newest)
-    tokens = [v for hook, v in related.items() if "expert" not in hook and hook != "embed"]
+    tokens = [v for hook, v in related.items() if "expert" not in hook and hook not in _FIELDS]
     experts = [v for hook, v in related.items() if "expert" in hook]
     return {
         "end": shares[-1] if shares else None,

@@ -130,13 +130,21 @@ def gain_notes(comparison: Comparison) -> list[str]:
             f"{len(tested)}). It holds when the whole interval lies above zero, does not hold when "
             "none of it does, else it is undecided."
         )
-    for gain in comparison.gains:
-        over = f"{code(gain.promise.recipe)} over {code(gain.promise.over)}"
-        if gain.untested:
-            said.append(f"{over}: not tested, {gain.untested}.")
-        elif gain.promise.source:
-            said.append(f"{over}: published in {gain.promise.source}.")
-    return said
+    said += [
+        f"{code(g.promise.recipe)} over {code(g.promise.over)}: published in {g.promise.source}."
+        for g in tested
+        if g.promise.source
+    ]
+    return said + untested(comparison)
+
+
+def untested(comparison: Comparison) -> list[str]:
+    """Returns which gains could not be tested, and why."""
+    return [
+        f"{code(g.promise.recipe)} over {code(g.promise.over)}: not tested, {g.untested}."
+        for g in comparison.gains
+        if g.untested
+    ]
 
 
 def notes(comparison: Comparison) -> list[str]:

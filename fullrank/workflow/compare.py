@@ -29,10 +29,11 @@ from fullrank.config import require
 from fullrank.data.prepare import Prepared
 from fullrank.errors import RunFolderError
 from fullrank.evaluate.compare import Comparison, Promise, compare
-from fullrank.evaluate.page import markdown, write_comparison
+from fullrank.evaluate.page import answer, write_comparison
 from fullrank.evaluate.results import RunResult, finished, write_result
+from fullrank.evaluate.tables import TESTS, main_grid, untested
 from fullrank.train.state import has_state
-from fullrank.workflow.console import console, preparing
+from fullrank.workflow.console import console, preparing, table
 from fullrank.workflow.data import DataOptions, open_data
 from fullrank.workflow.diagnosis import diagnosed, run_line
 from fullrank.workflow.folder import RunFolder
@@ -124,15 +125,25 @@ def _write(asked: Compare, comparison: Comparison, firsts: list[Job]) -> dict[st
     paths = write_comparison(
         comparison, asked.out, asked.name, command, inside=inside_all(findings)
     )
-    console.print(markdown(comparison, asked.name, command), markup=False)
     page = asked.out / f"{asked.name}.html"
     if asked.no_diagnose:
         page.unlink(missing_ok=True)  # it would tell of an earlier comparison
-        return paths
-    about = run_line(RunFolder(firsts[0].folder).read_result())
-    write_which(page, comparison, findings, name=asked.name, command=command, about=about)
-    console.print(f"which one, and why: {page}", markup=False)
-    return {**paths, "page": page}
+    else:
+        about = run_line(RunFolder(firsts[0].folder).read_result())
+        write_which(page, comparison, findings, name=asked.name, command=command, about=about)
+        paths["page"] = page
+    _show(comparison, paths)
+    return paths
+
+
+def _show(comparison: Comparison, paths: dict[str, Path]) -> None:
+    """Prints what people want to know at once, and where the rest is."""
+    shown = main_grid(comparison).without("seeds", "floor", "paper", "difference", *TESTS)
+    table("recipes", list(shown.heading), [list(row) for row in shown.rows])
+    for sentence in [*answer(comparison), *untested(comparison)]:
+        console.print(sentence.replace("`", ""), markup=False)
+    for what, path in paths.items():
+        console.print(f"{what:<10}{path}", markup=False)
 
 
 def _finished(job: Job) -> RunResult | None:
