@@ -99,8 +99,10 @@ def open_data(
     """
     options = options or DataOptions()
     source, root = find_dataset(named), data_root(options.root)
-    spec = spec_of(source, root)
     cache = (options.cache or cache_folder() / "prepared").resolve()
+    if hasattr(source, "ready"):  # a log that is simulated on first use
+        root = source.ready(root, cache)
+    spec = spec_of(source, root)
     folder = cache / f"{source.NAME}-{_key(source, spec, root, options.bad_rows)}"
     if folder.exists():
         try:

@@ -24,6 +24,7 @@ CUT = {
     "ml_20m": "time",
     "ml_latest": "time",
     "simulated": "time",
+    "simulated_collapse": "time",
     "criteo": "order",
     "census_income": "random",
     "frappe": "published",
@@ -75,7 +76,7 @@ def test_a_dataset_says_who_owns_it_and_where_it_lives(name):
     assert name == found.NAME
     assert found.TITLE
     assert found.LICENCE
-    assert found.HOME.startswith("https://") or name == "simulated"
+    assert found.HOME.startswith("https://") or name.startswith("simulated")
     for file in found.FILES:
         assert file.url.startswith("https://")
         assert file.sha256 is None or len(file.sha256) == 64
@@ -187,7 +188,7 @@ def test_absent_data_is_named_with_its_licence(name, tmp_path):
         dataset(name).load(tmp_path, BadRows())
     assert str(tmp_path) in caught.value.where
     found = dataset(name)
-    assert found.LICENCE in str(caught.value) or name == "simulated"
+    assert found.LICENCE in str(caught.value) or name.startswith("simulated")
     advice = f"fullrank data get {name}" if found.FILES else found.HOME
     assert advice in caught.value.fix
     assert found.FILES or "data get" not in caught.value.fix

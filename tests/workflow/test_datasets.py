@@ -17,7 +17,8 @@ def test_what_cannot_be_downloaded_says_where_it_is_and_where_it_goes(name, tmp_
     with pytest.raises(DownloadError) as caught:
         get_data(name, tmp_path)
     assert dataset(name).HOME in caught.value.fix
-    assert (name == "simulated") != (str(tmp_path / dataset(name).FOLDERS[0]) in caught.value.fix)
+    place = str(tmp_path / dataset(name).FOLDERS[0])
+    assert name.startswith("simulated") != (place in caught.value.fix)
     assert "already" not in caught.value.found
     assert list(tmp_path.iterdir()) == []
     dataset(name).write_sample(tmp_path)

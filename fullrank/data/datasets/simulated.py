@@ -8,13 +8,17 @@ file of their own, which nothing here reads.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import polars as pl
 
+from fullrank.config import to_dict
 from fullrank.data.home import RemoteFile
 from fullrank.data.spec import (
     Category,
@@ -30,16 +34,17 @@ from fullrank.data.spec import (
 from fullrank.data.synthetic import read_log, read_world, simulate
 from fullrank.data.text import BadRows
 from fullrank.data.world import HIDDEN_DIM, World
-from fullrank.errors import ConfigError
+from fullrank.errors import ConfigError, DataMissingError
 
 NAME = "simulated"
-FOLDERS = (NAME,)  # below the data root
-TITLE = "Simulated ad log with a known best score"
-LICENCE = "none needed: made on this machine"
-HOME = "fullrank simulate"
-NOTE = "run `fullrank simulate` to make it; every effect has a dial"
-FILES: tuple[RemoteFile, ...] = ()
-_TINY = World(num_rows=250, num_users=12, num_ads=20, num_categories=4, days=10.0, history_length=6)
+_TINY: dict[str, Any] = {
+    "num_rows": 250,
+    "num_users": 12,
+    "num_ads": 20,
+    "num_categories": 4,
+    "days": 10.0,
+    "history_length": 6,
+}
 
 
 def spec(world: World) -> Spec:
@@ -91,52 +96,131 @@ def spec(world: World) -> Spec:
     )
 
 
-SPEC = spec(World())
+@dataclass(frozen=True)
+class SimulatedLog:
+    """A simulated log as a data set; a recipe may name one of any world.
 
+    Args:
+        NAME: of its folder; another world needs another name.
+        world: what to simulate on first use; None is whatever `fullrank simulate` has written.
+        HOME: the command that makes it.
 
-def spec_at(root: Path) -> Spec:
-    """Returns the spec of the log below a data root; it differs from SPEC where dials do.
-
-    Raises:
-        DataMissingError: there is no simulated log.
+    Example:
+        >>> SimulatedLog("busy", World(click_rate=0.5)).FOLDERS
+        ('busy',)
     """
-    return spec(read_world(root / NAME))
 
+    NAME: str
+    world: World | None = None
+    HOME: str = "fullrank train"
 
-def note(root: Path) -> str:
-    """Returns the best scores that any model can reach on the held-out split."""
-    found = json.loads((root / NAME / "truth.json").read_text())["test"]
-    scores = (
-        f"{label} AUC {v['auc_realised']:.4f}, log-loss {v['log_loss_realised']:.4f}"
-        for label, v in found.items()
-        if v["auc_realised"] is not None
-    )
-    return "simulated; the best possible on the test split: " + "; ".join(scores)
+    TITLE = "Simulated ad log with a known best score"
+    LICENCE = "none needed: made on this machine"
+    NOTE = "simulated; every effect has a dial"
+    FILES: ClassVar[tuple[RemoteFile, ...]] = ()
 
+    @property
+    def FOLDERS(self) -> tuple[str, ...]:  # noqa: N802
+        """The folder below the data root."""
+        return (self.NAME,)
 
-def load(root: Path, bad_rows: BadRows) -> dict[str, pl.LazyFrame]:
-    """Reads `simulated/log.parquet` and `ads.parquet`, split by time into 80 : 10 : 10 of the days.
+    @property
+    def SPEC(self) -> Spec:  # noqa: N802
+        """What the columns mean."""
+        return spec(self.world or World())
 
-    Raises:
-        DataMissingError: the folder is absent; `fullrank simulate` writes it.
-    """
-    folder = root / NAME
-    splits = read_log(folder)
-    ads = pl.scan_parquet(folder / "ads.parquet")
-    return {
-        name: rows.join(ads, on="ad", how="left", maintain_order="left")
-        for name, rows in splits.items()
-    }
+    def spec_at(self, root: Path) -> Spec:
+        """Returns the spec of the log below a data root; it differs from SPEC where dials do.
+
+        Raises:
+            DataMissingError: the log is not there.
+        """
+        return spec(read_world(self._folder(root)))
+
+    def note(self, root: Path) -> str:
+        """Returns the best scores that any model can reach on the held-out split."""
+        found = json.loads((root / self.NAME / "truth.json").read_text())["test"]
+        scores = (
+            f"{label} AUC {v['auc_realised']:.4f}, log-loss {v['log_loss_realised']:.4f}"
+            for label, v in found.items()
+            if v["auc_realised"] is not None
+        )
+        return "simulated; the best possible on the test split: " + "; ".join(scores)
+
+    def load(self, root: Path, bad_rows: BadRows) -> dict[str, pl.LazyFrame]:
+        """Reads `log.parquet` and `ads.parquet`, split by time into 80 : 10 : 10 of the days.
+
+        Raises:
+            DataMissingError: the log is not there.
+        """
+        folder = self._folder(root)
+        splits = read_log(folder)
+        ads = pl.scan_parquet(folder / "ads.parquet")
+        return {
+            name: rows.join(ads, on="ad", how="left", maintain_order="left")
+            for name, rows in splits.items()
+        }
+
+    def _folder(self, root: Path) -> Path:
+        folder = root / self.NAME
+        if not folder.exists():
+            raise DataMissingError(
+                "the simulated log was not made yet",
+                where=str(folder),
+                found="no such folder",
+                expected="what the simulator writes",
+                fix=f"run `{self.HOME}`, which makes it",
+            )
+        return folder
+
+    def ready(self, root: Path, cache: Path) -> Path:
+        """Simulates the log into the cache, unless it lies below one of both already.
+
+        Args:
+            root: data root; nothing is written into it.
+            cache: of files that can be made again.
+
+        Returns:
+            The folder to use as data root.
+
+        Raises:
+            ConfigError: the data root holds a log of another world under this name.
+            DiskFullError: the disk has no room; nothing was kept.
+        """
+        if self.world is None:
+            return root
+        digest = hashlib.sha256(json.dumps(to_dict(self.world)).encode()).hexdigest()[:8]
+        place = root if (root / self.NAME).exists() else cache / f"{NAME}-{digest}"
+        try:
+            ensure(place, self.world, name=self.NAME)
+        except OSError:  # another process made the same at the same time
+            ensure(place, self.world, name=self.NAME)
+        return place
+
+    def sample(self) -> pl.DataFrame:
+        """Returns rows of a tiny world: what `load` yields for "train"."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.write_sample(Path(folder))
+            return self.load(Path(folder), BadRows())["train"].collect()
+
+    def write_sample(self, root: Path) -> None:
+        """Writes a tiny world with the same dials, in the true format."""
+        ensure(root, replace(self.world or World(), **_TINY), name=self.NAME)
 
 
 def ensure(
-    root: Path, world: World | None = None, *, progress: Callable[[int], None] | None = None
+    root: Path,
+    world: World | None = None,
+    *,
+    name: str = NAME,
+    progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Simulates a log below a data root unless the same one is there.
 
     Args:
         root: data root.
         world: the dials; the default world where None.
+        name: of the folder.
         progress: called with the number of rows done since the last call.
 
     Returns:
@@ -146,7 +230,7 @@ def ensure(
         ConfigError: a log of another world, or something else, is in the way.
         DiskFullError: the disk has no room; nothing was kept.
     """
-    folder, wanted = root / NAME, world if world is not None else World()
+    folder, wanted = root / name, world if world is not None else World()
     if not folder.exists():
         return simulate(wanted, folder, progress=progress)
     found = read_world(folder)
@@ -162,13 +246,8 @@ def ensure(
     return folder
 
 
-def sample() -> pl.DataFrame:
-    """Returns rows of a tiny world: what `load` yields for "train"."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_sample(Path(folder))
-        return load(Path(folder), BadRows())["train"].collect()
-
-
-def write_sample(root: Path) -> None:
-    """Writes a tiny world in the true format."""
-    ensure(root, _TINY)
+_LOG = SimulatedLog(NAME, HOME="fullrank simulate")
+FOLDERS, TITLE, LICENCE, HOME = _LOG.FOLDERS, _LOG.TITLE, _LOG.LICENCE, _LOG.HOME
+NOTE, FILES, SPEC = _LOG.NOTE, _LOG.FILES, _LOG.SPEC
+spec_at, note, load = _LOG.spec_at, _LOG.note, _LOG.load
+sample, write_sample = _LOG.sample, _LOG.write_sample
