@@ -182,7 +182,7 @@ def test_after_a_kill_no_run_is_repeated_and_what_still_runs_is_waited_for(
 
 
 def test_the_end_of_a_comparison_is_the_end_of_its_runs(asked, tmp_path, monkeypatch):
-    ended = []
+    ended, before = [], signal.getsignal(signal.SIGTERM)
 
     class Running:
         returncode = None
@@ -190,6 +190,7 @@ def test_the_end_of_a_comparison_is_the_end_of_its_runs(asked, tmp_path, monkeyp
         def __init__(self, *command: object, **how: object) -> None: ...
 
         def poll(self) -> None:
+            assert signal.getsignal(signal.SIGTERM) is not before  # else it would end the tests
             os.kill(os.getpid(), signal.SIGTERM)
 
         def terminate(self) -> None:
@@ -199,7 +200,6 @@ def test_the_end_of_a_comparison_is_the_end_of_its_runs(asked, tmp_path, monkeyp
             ended.append("waited for")
 
     monkeypatch.setattr(compare_module.subprocess, "Popen", Running)
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         compare_command(dataclasses.replace(asked, runs=tmp_path, processes=2))
     assert ended == ["asked to end"] * 2 + ["waited for"] * 2
