@@ -4,6 +4,7 @@ recipe.json   what was asked        card.json        what changes the result
 metrics.jsonl every logged step     state/           to resume from
 scores/       test logits           diagnostics/     records and spectra
 report.html   the picture           artifact/        what is served
+assets.safetensors  lookups that were made for the run
 best.safetensors  weights of the best validation; tensorboard/ and mlflow.json where asked for
 result.json   the last thing written: its presence means the run is finished
 """
@@ -29,6 +30,7 @@ _OURS = (
     "card.json",
     "metrics.jsonl",
     "mlflow.json",
+    "assets.safetensors",
     "best.safetensors",
     "state",
     "scores",
@@ -55,6 +57,11 @@ class RunFolder:
     def state(self) -> Path:
         """The training state to resume from."""
         return self.path / "state"
+
+    @property
+    def assets(self) -> Path:
+        """The lookups that were made for the run."""
+        return self.path / "assets.safetensors"
 
     @property
     def artifact(self) -> Path:

@@ -21,6 +21,7 @@ from fullrank.config import override, require, to_dict
 from fullrank.errors import ConfigError, UnknownNameError, nearest
 from fullrank.model import model_class
 from fullrank.train.config import TrainConfig
+from fullrank.workflow.assets import AssetSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,8 @@ class Recipe:
         seed: of initial weights, order of rows and dropout.
         claim: what it should reach.
         gains: what it should be better than; no part of the run itself.
+        assets: what makes the lookups of the model, such as `data.pretrain.PretrainedVectors`; the
+            model then trains on the rows that these do not know.
         name: set by whoever loads the recipe.
     """
 
@@ -80,6 +83,7 @@ class Recipe:
     seed: int = 1
     claim: Claim | None = None
     gains: tuple[Gain, ...] = ()
+    assets: tuple[AssetSource, ...] = ()
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -94,6 +98,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types; a dataset object is stored under its name."""
         dataset = self.dataset if isinstance(self.dataset, str) else self.dataset.NAME
+        made = [{"kind": type(source).__name__, **to_dict(source)} for source in self.assets]
         return {
             "name": self.name,
             "dataset": dataset,
@@ -102,6 +107,7 @@ class Recipe:
             "train": to_dict(self.train),
             "seed": self.seed,
             "claim": to_dict(self.claim),
+            **({"assets": made} if made else {}),  # so that runs without any stay what they were
         }
 
 

@@ -18,17 +18,19 @@ from fullrank.batch import Batch
 from fullrank.config import require, to_dict
 from fullrank.data.loader import Loader
 from fullrank.data.prepare import Prepared, Progress
+from fullrank.data.pretrain import Pretrained
 from fullrank.disk import written_whole
 from fullrank.errors import MetricUndefinedError
 from fullrank.evaluate.bootstrap import bootstrap
 from fullrank.evaluate.metric import Metric
 from fullrank.evaluate.run import Scores, compute, default_metrics, evaluate, predict_scores
-from fullrank.model import create
+from fullrank.model import NO_ASSETS, Assets, create
 from fullrank.ops.blocks import score_in_blocks
 from fullrank.schema import Schema
 from fullrank.serve.artifact import Artifact, versions
 from fullrank.train.loop import train
 from fullrank.train.state import has_state, load_state
+from fullrank.workflow.assets import make_assets, read_assets, unused_rows, write_assets
 from fullrank.workflow.data import DataOptions, open_data
 from fullrank.workflow.diagnosis import diagnose_model, training_monitor
 from fullrank.workflow.folder import RunFolder, write_json
@@ -88,16 +90,16 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
     )
     run = RunFolder(folder)
     with run.claimed(resume=options.resume, overwrite=options.overwrite):
-        with options.preparing() if options.preparing else nullcontext() as advance:
-            data = open_data(recipe.dataset, options.data, advance)
-        _require_both_labels(data)
-        model = build(recipe, data)
+        data, assets = _opened(recipe, run, options)
+        model = build(recipe, data, assets.lookups)
         if options.overwrite:  # only now, when the new run can begin
             run.clear()
         asked = recipe.to_dict() | {"data": str(data.folder)}
         state = load_state(run.state) if options.resume and has_state(run.state) else None
         if state is None:
             write_json(run.recipe, asked)
+            if recipe.assets:
+                write_assets(run.assets, assets)
         began = time.perf_counter()
         state = train(
             model,
@@ -118,21 +120,35 @@ def train_run(recipe: Recipe, folder: Path, options: RunOptions | None = None) -
             "steps": state.step,
             "train_seconds": round(time.perf_counter() - began, 2),
         }
-        result = measured(recipe, data, model, run) | cost
+        result = measured(recipe, data, model, run, assets.lookups) | cost
         if options.diagnose:
             result["verdicts"] = diagnose_model(run, data, model, result)
         write_json(run.result, result)
     return result
 
 
+def _opened(recipe: Recipe, run: RunFolder, options: RunOptions) -> tuple[Prepared, Pretrained]:
+    """Returns the rows of a run and its lookups: those that it began with where it goes on."""
+    with options.preparing() if options.preparing else nullcontext() as advance:
+        data = open_data(recipe.dataset, options.data, advance)
+    _require_both_labels(data)
+    if recipe.assets and options.resume and has_state(run.state):
+        assets = read_assets(run.assets)
+    else:
+        assets = make_assets(recipe.assets, data)
+    return unused_rows(data, assets), assets
+
+
 def _identity(recipe: Recipe, data: Prepared) -> dict[str, Any]:
     """Returns what a saved state must agree with, beside the settings of training."""
+    made = recipe.to_dict().get("assets")
     return {
         "model": recipe.model,
         "config": to_dict(recipe.config),
         "seed": recipe.seed,
         "schema": data.schema.fingerprint(),
         "featurizer": data.featurizer.fingerprint(),
+        **({"assets": made} if made else {}),
     }
 
 
@@ -155,10 +171,24 @@ def _require_both_labels(data: Prepared) -> None:
             )
 
 
-def build(recipe: Recipe, data: Prepared) -> nn.Module:
-    """Returns the freshly initialised model of a recipe; seeds torch for all that follows."""
+def build(recipe: Recipe, data: Prepared, assets: Assets = NO_ASSETS) -> nn.Module:
+    """Returns the freshly initialised model of a recipe; seeds torch for all that follows.
+
+    Raises:
+        ConfigError: the model does not hold a lookup that was made for it.
+    """
     torch.manual_seed(recipe.seed)
-    return create(recipe.model, data.schema, recipe.config)
+    model = create(recipe.model, data.schema, recipe.config, assets)
+    held = set(model.modules())
+    idle = sorted(name for name, lookup in assets.items() if lookup not in held)
+    require(
+        not idle,
+        where="Recipe.assets",
+        found=f"{', '.join(idle)}, which model '{recipe.model}' does not read",
+        expected="lookups that the model keeps as modules",
+        fix="leave the source out, or choose a config of the model that reads them",
+    )
+    return model
 
 
 def validation(model: nn.Module, data: Prepared) -> dict[str, float]:
@@ -174,7 +204,9 @@ def with_plain_names(values: Mapping[str, float], labels: list[str]) -> dict[str
     return {**plain, **values}
 
 
-def measured(recipe: Recipe, data: Prepared, model: nn.Module, run: RunFolder) -> dict[str, Any]:
+def measured(
+    recipe: Recipe, data: Prepared, model: nn.Module, run: RunFolder, assets: Assets = NO_ASSETS
+) -> dict[str, Any]:
     """Measures a trained model on the test split and writes its artefact."""
     metrics, scores = measure(model, data.splits["test"].batches(_VALID_ROWS), data.schema)
     with written_whole(run.path / "scores" / "test.safetensors") as draft:
@@ -199,6 +231,7 @@ def measured(recipe: Recipe, data: Prepared, model: nn.Module, run: RunFolder) -
         config=recipe.config,
         featurizer=data.featurizer,
         weights=model.state_dict(),
+        assets=assets,
         metrics=metrics,
         provenance={
             "recipe": recipe.to_dict(),
