@@ -10,7 +10,6 @@ from fullrank.nn.experts import Router, SparseExperts
 from fullrank.tap import Tap
 
 NormPlacement = Literal["post", "pre", "none", "hybrid"]
-BlockNorm = NormPlacement | Literal["post_rms", "pre_rms"]
 
 
 class MixerBlock(nn.Module):
@@ -26,8 +25,7 @@ class MixerBlock(nn.Module):
         mixing: [B, N, D] -> [B, N, D]; None for no exchange between tokens.
         feed_forward: [B, N, D] -> [B, N, D], or experts.
         norm: "post" as above; "pre": Mix(LN(X)) + X and FFN(LN(S)) + S; "none"; "hybrid": LN after
-            the mixing, and an RMS norm before both the feed-forward network and its residual;
-            "post_rms", "pre_rms": RMS norms instead of LN.
+            the mixing, and an RMS norm before both the feed-forward network and its residual.
         residuals: whether the mixing, and whether the feed-forward network, has a residual.
         dropout: on the output of the feed-forward network.
     """
@@ -38,7 +36,7 @@ class MixerBlock(nn.Module):
         mixing: nn.Module | None,
         feed_forward: nn.Module,
         *,
-        norm: BlockNorm = "post",
+        norm: NormPlacement = "post",
         residuals: tuple[bool, bool] = (True, True),
         dropout: float = 0.0,
     ) -> None:
@@ -46,13 +44,13 @@ class MixerBlock(nn.Module):
         self.mixing, self.feed_forward = mixing, feed_forward
         self.residual_mix, self.residual_ffn = residuals
         if mixing is not None:
-            self.mix_norm_in = _norm(dim, norm, "pre")
-            self.mix_norm_out = _norm(dim, norm, "post", "hybrid")
+            self.mix_norm_in = _norm(dim, norm == "pre")
+            self.mix_norm_out = _norm(dim, norm in ("post", "hybrid"))
             self.mix_branch = Tap("B N D")
         self.mix = Tap("B N D")
         self.ffn_norm_both = nn.RMSNorm(dim) if norm == "hybrid" else nn.Identity()
-        self.ffn_norm_in = _norm(dim, norm, "pre")
-        self.ffn_norm_out = _norm(dim, norm, "post")
+        self.ffn_norm_in = _norm(dim, norm == "pre")
+        self.ffn_norm_out = _norm(dim, norm == "post")
         self.ffn_branch, self.ffn = Tap("B N D"), Tap("B N D")
         self.dropout = nn.Dropout(dropout)
         if isinstance(feed_forward, SparseExperts):
@@ -88,8 +86,5 @@ class MixerBlock(nn.Module):
         return self.feed_forward.penalty(gates)
 
 
-def _norm(dim: int, norm: BlockNorm, *places: NormPlacement) -> nn.Module:
-    placement, _, kind = norm.partition("_")
-    if placement not in places:
-        return nn.Identity()
-    return nn.RMSNorm(dim) if kind == "rms" else nn.LayerNorm(dim)
+def _norm(dim: int, wanted: bool) -> nn.Module:
+    return nn.LayerNorm(dim) if wanted else nn.Identity()

@@ -306,13 +306,13 @@ def test_a_label_that_was_not_observed_carries_no_loss():
 def test_u6_parameters_are_those_of_the_formula():
     T, D, r, d, K = 6, 12, 2, 3, 2
     model = build(expansion=float(r))
-    assert sum(p.numel() for p in model.block0.parameters()) == T * 3 * r * D**2 + 2 * D
+    assert sum(p.numel() for p in model.block0.parameters()) == T * 3 * r * D**2 + 4 * D
     assert sum(p.numel() for p in model.split.parameters()) == FIELDS * d * D + 3 * D
-    tables, task_tokens, norm = 2 * FIELDS * VALUES * d, K * D, D
+    tables, task_tokens, norm = 2 * FIELDS * VALUES * d, K * D, 2 * D
     global_token = d * 2 * D + 2 * D + 2 * D * D + D
     towers = K * (2 * D * 5 + 5 + 5 + 1)
     whole = tables + task_tokens + norm + global_token + towers
-    whole += T * 3 * r * D**2 + 2 * D + FIELDS * d * D + 3 * D
+    whole += T * 3 * r * D**2 + 4 * D + FIELDS * d * D + 3 * D
     assert sum(p.numel() for p in model.parameters()) == whole
 
 
@@ -331,20 +331,24 @@ def test_u6_a_pre_norm_block_is_the_identity_without_its_branches():
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_the_block_is_written_out_with_rms_norms(norm):
+def test_the_block_is_written_out_with_layer_norms(norm):
     model, x = build(norm=norm), torch.randn(3, 6, 12)
     block = model.block0
-    rms = lambda y: y / (y.square().mean(-1, keepdim=True) + 1.2e-7).sqrt()  # noqa: E731
+
+    def normed(y):
+        y = y - y.mean(-1, keepdim=True)
+        return y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
     mixed = x.view(3, 6, 6, 2).transpose(1, 2).reshape(3, 6, 12)
     ffn = block.feed_forward
     if norm == "pre":
-        s = rms(x).view(3, 6, 6, 2).transpose(1, 2).reshape(3, 6, 12) + x
-        expected = ffn(rms(s)) + s
+        s = normed(x).view(3, 6, 6, 2).transpose(1, 2).reshape(3, 6, 12) + x
+        expected = ffn(normed(s)) + s
     else:
-        s = rms(mixed + x)
-        expected = rms(ffn(s) + s)
+        s = normed(mixed + x)
+        expected = normed(ffn(s) + s)
     torch.testing.assert_close(block(x)[0], expected, rtol=1e-4, atol=1e-5)
-    assert isinstance(model.final_norm, nn.RMSNorm) == (norm == "pre")
+    assert isinstance(model.final_norm, nn.LayerNorm) == (norm == "pre")
 
 
 ABLATIONS = (
