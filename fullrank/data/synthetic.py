@@ -109,7 +109,7 @@ def _description(folder: Path) -> dict[str, Any]:
             where=str(folder),
             found="no world.json with a log.parquet",
             expected="a folder that fullrank simulate has written",
-            fix=f"run: fullrank simulate --out {folder}",
+            fix=f"run: fullrank simulate --data-root {folder.parent}",
         )
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
