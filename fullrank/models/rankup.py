@@ -142,8 +142,8 @@ class RankUpConfig:
     def tiny(cls) -> RankUpConfig:
         """Returns the smallest config; branches that need names or assets are not in it."""
         return cls(
-            embedding_dim=4, embedding_std=0.1, sparse_tokens=2, token_pad="dummy", token_dim=16,
-            mix_pad=True, num_blocks=1, head_hidden=(8,), dropout=0.1,
+            embedding_dim=4, embedding_std=0.1, sparse_tokens=2, token_pad="dummy", token_dim=8,
+            mix_pad=True, num_blocks=2, head_hidden=(8,), dropout=0.1,
         )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """The rankers that keep their rank, their baselines and their controls, at one data set's size.
 
-All runs of a data set share training settings and width. `table_l2` was chosen for DCN-V2 by
-validation AUC; sets of tables share it out (D-MoE). A control has about as many parameters as what
-it is held against, and nothing of what should help.
+All runs of a data set share training settings and width. `table_l2` was chosen by validation AUC,
+for DCN-V2 and for FM; sets of tables share it out (D-MoE). A control has about as many parameters
+as what it is held against, and nothing of what should help.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Cures:
         dataset: name of the data set.
         prefix: of the recipes' names, the name of their file.
         train: settings of every run.
+        table_l2_fm: instead of that of `train`, for what has no network: FM and its SFG form.
         dim: width of a field embedding of the models that multiply fields.
         hidden: widths of deep parts.
         tokens: T of the token models; RankUp's sparse tokens are T less the global token and one
@@ -66,6 +67,7 @@ class Cures:
     dataset: str
     prefix: str
     train: TrainConfig
+    table_l2_fm: float
     dim: int
     hidden: tuple[int, ...]
     tokens: int
@@ -203,5 +205,7 @@ class Cures:
         return Gain(over=f"{self.prefix}_{over}", paper=paper, source=source)
 
     def _run(self, model: str, config: Any, *gains: Gain, sets: int = 1) -> Recipe:
-        train = replace(self.train, table_l2=self.train.table_l2 / sets)
+        shallow = model == "fm" or (model == "sfg" and config.base == "fm")
+        l2 = self.table_l2_fm if shallow else self.train.table_l2 / sets
+        train = replace(self.train, table_l2=l2)
         return Recipe(dataset=self.dataset, model=model, config=config, train=train, gains=gains)

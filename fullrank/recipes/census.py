@@ -10,8 +10,9 @@ _CURES = Cures(
     dataset="census_income",
     prefix="census",
     train=TrainConfig(
-        epochs=20, batch_size=2048, schedule="plateau", optimizer="adam", table_l2=0.001
+        epochs=12, batch_size=1024, schedule="plateau", optimizer="adam", table_l2=0.001
     ),
+    table_l2_fm=0.001,
     dim=8,
     hidden=(128, 64),
     tokens=16,

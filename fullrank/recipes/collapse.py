@@ -10,6 +10,7 @@ _CURES = Cures(
     dataset="simulated_collapse",
     prefix="collapse",
     train=TrainConfig(epochs=10, batch_size=1024, schedule="plateau", optimizer="adam"),
+    table_l2_fm=0.0,
     dim=10,
     hidden=(128, 64),
     tokens=8,

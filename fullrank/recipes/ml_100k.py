@@ -9,9 +9,8 @@ from fullrank.workflow.recipe import Recipe
 _CURES = Cures(
     dataset="ml_100k",
     prefix="ml_100k",
-    train=TrainConfig(
-        epochs=20, batch_size=1024, schedule="plateau", optimizer="adam", table_l2=0.1
-    ),
+    train=TrainConfig(epochs=40, batch_size=1024, patience=4, optimizer="adam", table_l2=0.1),
+    table_l2_fm=0.001,
     dim=10,
     hidden=(128, 64),
     tokens=7,
