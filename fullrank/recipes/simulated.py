@@ -26,13 +26,3 @@ def rankmixer() -> Recipe:
         config=RankMixer.Config(embedding_dim=16, num_tokens=8, token_dim=64, expansion=2.0),
         train=TrainConfig(epochs=10, schedule="plateau"),
     )
-
-
-def collapse_dcnv2() -> Recipe:
-    """DCN-V2 on the simulated ad log whose user embeddings collapse."""
-    return Recipe(
-        dataset="simulated_collapse",
-        model="dcnv2",
-        config=DCNv2.Config(dim=10, num_cross=2, hidden=(128, 64)),
-        train=TrainConfig(epochs=5, batch_size=1024, learning_rate=0.002),
-    )

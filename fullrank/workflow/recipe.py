@@ -2,7 +2,8 @@
 
 A file of recipes holds the runs on one data set side by side, so that what they share is written
 once. Function `dcnv2` of `frappe.py` is the recipe `frappe_dcnv2`; a function named `recipe` goes
-by the name of its file.
+by the name of its file. Runs that several data sets share are the methods of a class, of which a
+file of recipes makes the object `RECIPES`.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> Recipe:
             model, or the file cannot be imported.
     """
     module, function = _found(name)
-    made = getattr(module, function, None)
+    made = getattr(module, function, getattr(getattr(module, "RECIPES", None), function, None))
     if not callable(made):
         raise UnknownNameError(
             f"a recipe file has no function {function}()",
@@ -163,15 +164,48 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> Recipe:
 
 
 def _shipped() -> dict[str, tuple[str, str, str]]:
-    """Returns name -> (module, function, first line of its docstring)."""
+    """Returns name -> (module, function, what it says about itself)."""
     folder = Path(importlib.import_module("fullrank.recipes").__path__[0])
-    found = {}
+    found: dict[str, tuple[str, str, str]] = {}
     for module in pkgutil.iter_modules([str(folder)]):
-        for node in ast.parse((folder / f"{module.name}.py").read_text()).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                text = (ast.get_docstring(node) or "").partition("\n")[0]
-                found[f"{module.name}_{node.name}"] = (module.name, node.name, text)
+        tree = ast.parse((folder / f"{module.name}.py").read_text())
+        about = _first_line(tree)
+        told = {node.name: _first_line(node) for node in _functions(tree.body)}
+        for node in _functions(_shared(tree, folder)):
+            told[node.name] = f"{_first_line(node)} {about}"
+        if not module.name.startswith("_"):
+            found |= {f"{module.name}_{n}": (module.name, n, text) for n, text in told.items()}
     return found
+
+
+def _shared(tree: ast.Module, folder: Path) -> list[ast.stmt]:
+    """Returns the body of the class that `RECIPES` of a file is an object of, if there is one."""
+    made = {
+        target.id: node.value.func.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Name)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    imports = (node for node in tree.body if isinstance(node, ast.ImportFrom))
+    for node in imports:
+        if made.get("RECIPES") in [alias.name for alias in node.names]:
+            source = folder / f"{(node.module or '').rpartition('.')[2]}.py"
+            classes = ast.parse(source.read_text()).body
+            return next(
+                c.body for c in classes if isinstance(c, ast.ClassDef) and c.name == made["RECIPES"]
+            )
+    return []
+
+
+def _functions(body: list[ast.stmt]) -> list[ast.FunctionDef]:
+    return [n for n in body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+
+
+def _first_line(node: ast.Module | ast.FunctionDef) -> str:
+    return (ast.get_docstring(node) or "").partition("\n")[0]
 
 
 def _found(name: str) -> tuple[ModuleType, str]:

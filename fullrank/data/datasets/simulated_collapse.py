@@ -23,7 +23,7 @@ WORLD = World(
     partner_size=2,
     low_rank_fields=("user",),
 )
-_HOME = "fullrank train simulated_collapse_dcnv2"
+_HOME = "fullrank train collapse_dcnv2"
 
 
 def at(
