@@ -44,11 +44,13 @@ bench: $(STAMP)
 # Every ranker, its baselines and its controls: hours on two cores, and each finished run is kept.
 RANKERS := dcnv2 lr mlp fm fm_wide dcnv2_wide pfl sfg_fm sfg_dcnv2 dmoe multi_embedding dmoe_wide \
 	rankmixer rankup rankup_plain rankelastor rankelastor_plain
+POINTS := fm fwfm fvfm fmfm nfm cin dcn dcn_v2 autoint pfl
 LOGS := frappe ml_100k collm_ml1m census collapse
 
 rankers: $(STAMP)
 	for log in $(LOGS); do $(VENV)/bin/fullrank compare $(RANKERS:%=$${log}_%) --seeds 5 \
 		--name rankers_$$log || exit 1; done
+	$(VENV)/bin/fullrank compare $(POINTS:%=interactions_%) --seeds 5 --name interactions
 	$(PY) studies/run.py
 
 $(STAMP): pyproject.toml constraints.txt
