@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fullrank.batch import Batch, Columns
+from fullrank.data.datasets.simulated import SimulatedLog
+from fullrank.data.datasets.simulated_collapse import WORLD
+from fullrank.data.loader import Loader
 from fullrank.diagnose.collapse import Options, diagnose
 from fullrank.diagnose.records import RunContext
 from fullrank.diagnose.verdict import (
@@ -20,8 +24,11 @@ from fullrank.diagnose.verdict import (
     stage_ranks,
 )
 from fullrank.embedding import Embeddings
+from fullrank.models.dcnv2 import DCNv2
 from fullrank.ops import spectrum
+from fullrank.schema import Categorical, Label, Schema, Table
 from fullrank.tap import Tap
+from fullrank.workflow.data import DataOptions, open_data
 from tests.diagnose.tiny_ranker import SCHEMA, make_batch
 
 D = 12
@@ -199,3 +206,111 @@ def test_stages_are_in_the_order_of_the_model() -> None:
         matrix_kind="batch_flat:embed", metric="erank", centred=True
     )
     assert all(0 < s.share <= 1.05 for s in stages)
+
+
+SIZES = {"user": 120, "ad": 90, "city": 60, "device": 9}
+TABLES = Schema(
+    tables=tuple(Table(name, size) for name, size in SIZES.items()),
+    fields=tuple(Categorical(name, name) for name in SIZES),
+    labels=(Label("click"),),
+)
+FALLEN = "A table lost directions that others kept"
+
+
+class Tables(nn.Module):
+    """Two sets of tables and nothing to complain about but them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(TABLES, D, std=1.0)
+        self.second = Embeddings(TABLES, D, std=1.0)
+
+    def score(self, batch: Batch) -> dict[str, Tensor]:
+        return {"click": batch.labels["click"] + 0.1 * self.embeddings.fields(batch)[:, 0, 0]}
+
+
+def fallen(
+    change: Callable[[Tables], object], counts: Mapping[str, Tensor] | None = None
+) -> list[Verdict]:
+    """Returns what is said of tables below their peers, after a change to healthy ones."""
+    g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = Tables()
+    with torch.no_grad():
+        change(model)
+    ids = torch.stack([torch.randint(0, s, (400,), generator=g) for s in SIZES.values()], 1).int()
+    batch = replace(rows(400), categorical=Columns((*SIZES,), ids), sequences={})
+    context = RunContext(run_id="r", variant="v")
+    options = Options(information=False)
+    found = diagnose(model, [batch], context=context, counts=counts, options=options)
+    return [v for v in judge(found) if v.what == FALLEN]
+
+
+def narrow(tables: Embeddings, *names: str) -> None:
+    """Keeps a third of the columns of some tables, and a tenth of what is in the others."""
+    for name in names:
+        tables.weight(name)[:, D // 3 :] *= 0.1
+
+
+def test_a_table_below_its_peers_is_named_with_what_it_should_have() -> None:
+    assert fallen(lambda m: None) == []
+    (one,) = fallen(lambda m: narrow(m.embeddings, "user"))
+    assert (one.level, one.where) == ("warning", "table 'user'")
+    assert "119 x 12" in one.measured
+    assert "3 other tables" in one.measured
+    assert "PFL" in one.advice
+    (one,) = fallen(lambda m: narrow(m.embeddings, "city"))
+    assert one.where == "table 'city'"
+
+
+def test_a_field_of_few_values_is_not_accused() -> None:
+    assert fallen(lambda m: narrow(m.embeddings, "device")) == []
+
+
+def test_tables_are_held_against_those_of_their_own_set() -> None:
+    """An expert whose tables are all narrow has no table that stands out."""
+    assert fallen(lambda m: narrow(m.second, *SIZES)) == []
+    (one,) = fallen(lambda m: narrow(m.second, "ad"))
+    assert one.where == "table 'second/ad'"
+
+
+def test_rows_that_training_never_saw_do_not_hide_it() -> None:
+    seen = torch.arange(SIZES["user"]) < 60
+    counts = {name: torch.ones(size) for name, size in SIZES.items()} | {"user": seen.int()}
+
+    def half(m: Tables) -> None:
+        m.embeddings.weight("user")[seen, D // 3 :] *= 0.1
+
+    assert fallen(half) == []
+    (one,) = fallen(half, counts)
+    assert one.where == "table 'user'"
+    assert "59 x 12 (seen rows)" in one.measured
+    assert "3 other tables" in one.measured  # each of them once
+
+
+@pytest.mark.parametrize(("partner", "named"), [(16.0, ["table 'user'"]), (0.0, [])])
+def test_the_planted_collapse_is_named_and_its_control_is_not(
+    partner: float, named: list[str], tmp_path: Path
+) -> None:
+    """After a short training on a small log of the world whose users collapse."""
+    world = replace(
+        WORLD, partner=partner, num_rows=12_000, num_users=60, num_ads=60, num_categories=8,
+        num_contexts=1, history_length=0, conversion_rate=0.0,
+    )  # fmt: skip
+    data = open_data(SimulatedLog("tiny", world), DataOptions(root=tmp_path, cache=tmp_path))
+    torch.manual_seed(0)
+    model = DCNv2(data.schema, DCNv2.Config(dim=8, num_cross=1, hidden=(16,)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+    for seed in range(5):
+        for batch in Loader(data.splits["train"], 256, seed=seed):
+            optimizer.zero_grad()
+            sum(model(batch).values()).backward()
+            optimizer.step()
+    found = diagnose(
+        model,
+        data.splits["valid"].batches(),
+        context=RunContext(run_id="r", variant="v"),
+        counts={t.name: data.counts(t.name) for t in data.schema.tables},
+        options=Options(information=False),
+    )
+    assert [v.where for v in judge(found) if v.what == FALLEN] == named
