@@ -180,12 +180,14 @@ class StreamingQR:
 class TokenSpectra:
     """A4: measures of the T x D matrix of every single sample, as sums and a histogram.
 
-    Uncentred. The singular values come from the smaller Gram matrix, so that one sample costs
-    min(T, D)^3; what lies under 1e-8 of the largest is rounding.
+    The singular values come from the smaller Gram matrix, so that one sample costs min(T, D)^3;
+    what lies under 1e-8 of the largest is rounding.
 
     Args:
         tokens: T.
         d: D.
+        center: subtract the token mean of each sample, which leaves min(T - 1, D) directions. A
+            sample whose tokens are then under a millionth of what they were has measure 0.
     """
 
     name = "A4"
@@ -193,9 +195,9 @@ class TokenSpectra:
     measures = ("erank", "stable_rank", "ia")
     bins = 256
 
-    def __init__(self, tokens: int, d: int) -> None:
-        self.n = 0
-        self.bound = min(tokens, d)
+    def __init__(self, tokens: int, d: int, *, center: bool = False) -> None:
+        self.n, self.center = 0, center
+        self.bound = min(tokens - center, d)
         self.total = torch.zeros(len(self.measures), dtype=torch.float64)
         self.square = torch.zeros_like(self.total)
         self.histogram = torch.zeros(len(self.measures), self.bins, dtype=torch.int64)
@@ -213,6 +215,10 @@ class TokenSpectra:
     def of_samples(self, x: Tensor) -> Tensor:
         """Returns the measures [measures, B] of samples [B, T, D]."""
         x = x.detach().to("cpu", torch.float64)
+        if self.center:
+            whole, x = x, x - x.mean(1, keepdim=True)
+            left, energy = (v.square().sum((1, 2), keepdim=True) for v in (x, whole))
+            x = torch.where(left > 1e-12 * energy, x, 0.0)  # else rounding, which has full rank
         gram = x @ x.transpose(1, 2) if x.shape[1] <= x.shape[2] else x.transpose(1, 2) @ x
         s = _root_eigenvalues(gram)  # [B, min(T, D)]
         return torch.stack([SCALARS[name](s) for name in self.measures])

@@ -38,6 +38,7 @@ from fullrank.ops import spectrum
 from fullrank.schema import Bag, Categorical, Numeric, Schema
 
 TABLE_CHUNK = 65_536  # rows of a table per update
+PROJECTED = ("ia", "erank", "stable_rank")  # what is measured of a table after its projection
 WIDEST_PAIRS = 64  # tokens beyond which pairwise mutual information is left out
 
 
@@ -119,7 +120,7 @@ def diagnose(
             _record_scores(out, label, score, subset.batch)
         for prefix, table in tables.items():
             _record_tables(out, prefix, table, counts or {})
-        _record_projections(out, model, tables)
+        _record_projections(out, model, tables, counts or {})
         stages.report()
         if options.information:
             _record_information(out, stages, scores, subset.batch)
@@ -170,7 +171,7 @@ def table_factor(weight: Tensor, keep: Tensor | None = None) -> tuple[StreamingQ
 def _embeddings(model: nn.Module) -> dict[str, Embeddings]:
     """Returns prefix -> Embeddings; the main one, `embeddings`, has none."""
     found = {n: m for n, m in model.named_modules() if isinstance(m, Embeddings)}
-    main = next((n for n in found if n == "embeddings"), next(iter(found), ""))
+    main = next((n for n in found if n.rpartition(".")[2] == "embeddings"), next(iter(found), ""))
     return {"" if n == main else f"{n}/": m for n, m in found.items()}
 
 
@@ -246,29 +247,46 @@ def _record_table(
         out.both(place, whole)
 
 
-def _record_projections(out: Recorder, model: nn.Module, tables: Mapping[str, Embeddings]) -> None:
-    """M9: the table of field i as field j sees it, E_i W_{i->j}, from the factor R_i alone."""
+def _record_projections(
+    out: Recorder, model: nn.Module, tables: Mapping[str, Embeddings], counts: Mapping[str, Tensor]
+) -> None:
+    """M9: the table of field i as field j sees it, E_i W_{i->j}, from the factor R_i alone.
+
+    One map [F, F] per measure, NaN where i does not meet j through a matrix, and the mean over
+    partners per field: a record for each of 1,560 pairs of 40 fields would outweigh all others.
+    """
     project: Callable[[int, int], Tensor | None] | None = getattr(model, "pair_projection", None)
     if project is None or not tables:
         return
-    schema, embeddings = next(iter(tables.values())).schema, next(iter(tables.values()))
-    for i, field in enumerate(schema.fields):
-        table = embeddings.table_of(field.name)
-        if table is None or schema.table(table).size < 2:
+    embeddings, schema = tables[""], tables[""].schema
+    fields = [f.name for f in schema.fields]
+    maps = torch.full((len(PROJECTED), len(fields), len(fields)), torch.nan)
+    for i, field in enumerate(fields):
+        table = embeddings.table_of(field)
+        through = {j: project(i, j) for j in range(len(fields)) if j != i}
+        seen = {j: w.detach().cpu().double() for j, w in through.items() if w is not None}
+        if table is None or schema.table(table).size < 2 or not seen:
             continue
-        rows, n = table_factor(embeddings.weight(table))
-        factor = rows.factor(center=False)
-        for j, other in enumerate(schema.fields):
-            w = project(i, j) if i != j else None
-            if w is None:
-                continue
-            s = torch.linalg.svdvals(factor @ w.detach().cpu().double())
-            bound = float(min(n, *w.shape))
-            kind = f"sub_emb:{field.name}->{other.name}"
-            place = Place(hook=table, kind=kind, n=n, d=w.shape[1], bounds=(bound, bound))
-            for metric in ("ia", "erank", "stable_rank"):
-                value = float(spectrum.SCALARS[metric](s))
-                out.add(place, metric, value, accumulator="A3", floor=rows.floor)
+        weight = embeddings.weight(table)
+        keep = counts[table][: len(weight)].cpu() > 0 if table in counts else None
+        rows, n = table_factor(weight, keep)
+        if n == 0:
+            continue
+        ws = torch.stack(list(seen.values()))  # [J, D, D]
+        s = torch.linalg.svdvals(rows.factor(center=False) @ ws)  # [J, D]
+        bound, row_filter = float(min(n, *ws.shape[1:])), "all" if keep is None else "seen"
+        place = Place(
+            hook=table, kind=f"sub_emb:{field}->*", n=n, d=ws.shape[2], bounds=(bound, bound),
+            row_filter=row_filter,
+        )  # fmt: skip
+        for m, metric in enumerate(PROJECTED):
+            values = spectrum.SCALARS[metric](s)
+            maps[m, i, list(seen)] = values.float()
+            out.add(place, metric, float(values.mean()), accumulator="A3", floor=rows.floor)
+    if not maps.isnan().all():
+        place = Place(hook="embeddings", kind="sub_emb", n=0, d=embeddings.dim, bounds=(1.0, 1.0))
+        for metric, values in zip(PROJECTED, maps, strict=True):
+            out.add(place, f"{metric}_map", None, accumulator="A3", array=values, labels=fields)
 
 
 def _record_information(

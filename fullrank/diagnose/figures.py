@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fullrank.chart import Series, density_chart, heat_map, line_chart, scatter_chart
+from fullrank.diagnose.readings import gate_words, projections
 from fullrank.diagnose.records import Findings, Record, kept_indices
 from fullrank.diagnose.verdict import Stage, Verdict, gaussian_tokens, stage_ranks
 
 MOST_NAMES = 48  # rows of a map beyond which it is not drawn
+MOST_COLUMNS = 24  # of one map whose columns are tables or stages
 _RATIO = "σ / σ₁"  # noqa: RUF001
 
 
@@ -58,9 +60,9 @@ def sections(runs: Sequence[Shown]) -> Iterable[Section]:
     )
     yield Section(
         "Effective rank of one sample's tokens",
-        "The same for the token matrix of every single sample, not centred, averaged. Where every "
-        "token has its own weights this is nearly full before training; read it with the figures "
-        "above.",
+        "The same for the token matrix of every single sample, averaged: not centred, as the "
+        "papers have it, and with the token mean of each sample removed. Where every token has "
+        "its own weights this is nearly full before training; read it with the figures above.",
         [f for run in runs for f in _samples(run)],
     )
     yield Section(
@@ -76,9 +78,16 @@ def sections(runs: Sequence[Shown]) -> Iterable[Section]:
         [f for f in (_tables(runs, "seen"), _tables(runs, "all"), _tables(runs, "freq")) if f],
     )
     yield Section(
-        "Effective rank of every field and token",
-        "Each stage is a row, each field or token a column. A pale column is a token that has "
-        "collapsed across samples.",
+        "Embedding tables after their projection",
+        "A row is a field, from few rows to many, a column the partner that meets it through a "
+        "matrix. A row that is pale from its first cell on is a table that has collapsed by "
+        "itself; one that pales after it loses its directions on the way to its partners.",
+        [f for run in runs for f in _projected(run)],
+    )
+    yield Section(
+        "Effective rank of every field, token and expert",
+        "Each stage is a row, each field, token or expert a column. A pale column is a token that "
+        "has collapsed across samples.",
         [f for run in runs for f in _per_token(run)],
     )
     yield Section(
@@ -132,18 +141,22 @@ def _samples(run: Shown) -> Iterable[Figure]:
         r for r in run.newest.find(metric="erank", accumulator="A4", row_norm="none")
         if not r.hook.endswith("_branch")
     ]  # fmt: skip
+    centred = {r.hook: r for r in found if r.centred}
+    found = [r for r in found if not r.centred]
     if len(found) > 1:
-        at = list(range(len(found)))
+        at, without = list(range(len(found))), [centred.get(r.hook) for r in found]
         curves = [
             Series("mean over samples", at, [r.value for r in found], marks=True),
             Series("Gaussian T x D", at, [gaussian_tokens(r.n, r.d) for r in found], marks=True),
+            Series("token mean removed", at, [r.value if r else None for r in without], marks=True),
             Series("attainable min(T, D)", at, [r.bound for r in found], dashed=True),
+            Series("min(T - 1, D)", at, [r.bound if r else None for r in without], dashed=True),
         ]
         svg = line_chart(
-            curves, title=run.name, x="stage", y="effective rank, not centred",
-            x_names=[r.hook for r in found],
-        )  # fmt: skip
-        yield Figure(svg, "M4, token matrix of one sample, not centred. " + _shapes(found))
+            curves, title=run.name, x="stage", y="effective rank", x_names=[r.hook for r in found]
+        )
+        words = "M4, token matrix of one sample, not centred and with its token mean removed. "
+        yield Figure(svg, words + _shapes(found))
     chosen = {r.hook: r for r in (found[:1] + found[-1:]) if r.bound > 1}
     if chosen:
         curves_ = {f"{hook} ({r.n} x {r.d})": _histogram(run, r) for hook, r in chosen.items()}
@@ -218,27 +231,62 @@ def _tables(runs: Sequence[Shown], row_filter: str) -> Figure | None:
     )
 
 
+def _projected(run: Shown) -> Iterable[Figure]:
+    found, values = projections(run.newest), run.newest.array(metric="ia_map")
+    if values is None or not found:
+        return
+    (record,) = run.newest.find(metric="ia_map")[-1:]
+    names = run.newest.labels[record.array]
+    rows = list(found)[-MOST_COLUMNS:]
+    # Numbers and vectors have no table; as partners they stand before the smallest.
+    partners = ([n for n in names if n not in found] + list(found))[-MOST_COLUMNS:]
+    shares = [
+        [own.value / own.bound if own.value else None]
+        + [float(values[names.index(name), names.index(p)]) / r.bound for p in partners]
+        for name, (own, r) in found.items()
+        if name in rows
+    ]
+    svg = heat_map(
+        shares, title=f"{run.name}: share of what is attainable", rows=rows,
+        columns=["table itself", *partners], x="partner", limit=1.0,
+    )  # fmt: skip
+    caption = (
+        "M1 in the first column, then M9, the table times the matrix towards each partner: "
+        f"information abundance over min(rows, {record.d}), not centred, "
+        + (
+            "rows that training saw."
+            if next(iter(found.values()))[1].row_filter == "seen"
+            else "all rows."
+        )
+    )
+    if len(names) > MOST_COLUMNS:
+        caption += f" The {MOST_COLUMNS} largest of {len(names)} fields."
+    yield Figure(svg, caption)
+
+
 def _per_token(run: Shown) -> Iterable[Figure]:
     stages: dict[str, dict[str, Record]] = {}
     for r in run.newest.find(metric="erank", centred=True, accumulator="A2", row_norm="none"):
         name = r.matrix_kind.rpartition(":")[2]
-        if r.matrix_kind.startswith(("batch_field:", "token_batch:")):
+        if r.matrix_kind.startswith(("batch_field:", "token_batch:", "expert_out:")):
             stages.setdefault(r.hook, {})[name] = r
-    groups: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for hook, found in stages.items():
         if len(found) <= MOST_NAMES:
-            groups.setdefault(tuple(found), []).append(hook)
-    for names, hooks in groups.items():
+            kind = next(iter(found.values())).matrix_kind.partition(":")[0]
+            groups.setdefault((_COLUMNS[kind], tuple(found)), []).append(hook)
+    for (column, names), hooks in groups.items():
         if len(hooks) > 12:  # a deep model: the branches would double the height of the figure
             hooks = [h for h in hooks if not h.endswith("_branch")]
         values = [[_share(stages[h][n]) for n in names] for h in hooks]
         svg = heat_map(
             values, title=f"{run.name}: share of what is attainable", rows=hooks, columns=names,
-            x="field" if "embed" in hooks else "token", limit=1.0,
+            x=column.partition(" ")[2], limit=1.0,
         )  # fmt: skip
         r = next(iter(stages[hooks[0]].values()))
         caption = f"Effective rank of B x {r.d} over its attainable rank. Centred, n = {r.n:,}."
-        yield Figure(svg, ("M2. " if "embed" in hooks else "M5. ") + caption)
+        gates = gate_words(run.newest) if column.endswith("expert") else ""
+        yield Figure(svg, f"{column.partition(' ')[0]}. {caption}{gates}")
 
 
 def _share(r: Record) -> float | None:
@@ -322,6 +370,7 @@ def _shapes(records: Sequence[Record]) -> str:
     return "T x D: " + ", ".join(dict.fromkeys(f"{r.n} x {r.d}" for r in records)) + "."
 
 
+_COLUMNS = {"batch_field": "M2 field", "token_batch": "M5 token", "expert_out": "M7 expert"}
 _NAME = {
     "red_diag": "within a field",
     "red_off": "between fields",

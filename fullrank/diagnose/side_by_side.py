@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from fullrank.chart import bar_chart, heat_map
-from fullrank.diagnose.figures import Figure, Section, Shown
+from fullrank.diagnose.figures import MOST_COLUMNS, Figure, Section, Shown
+from fullrank.diagnose.readings import gate_words, projections
 from fullrank.diagnose.records import Findings, Record
-from fullrank.diagnose.verdict import gaussian_tokens, stage_ranks
+from fullrank.diagnose.verdict import gaussian_ceiling, gaussian_tokens, stage_ranks
 
 _Row = dict[str, float]  # column -> value
 _FIELDS = ("embed", "left", "right")  # taps whose second axis is fields, not tokens
-_MOST_COLUMNS = 24  # of one map
 
 INSIDE = {
     "end": "rank at the end",
@@ -25,6 +25,7 @@ INSIDE = {
     "sample": "rank of one sample's tokens at the end",
     "tables": "tables, mean",
     "weakest_table": "weakest table",
+    "projected": "tables after projection, mean",
     "correlation": "correlation of tokens at the end",
     "experts": "correlation of experts",
     "redundancy": "redundancy between fields",
@@ -45,8 +46,15 @@ def side_by_side(runs: Sequence[Shown]) -> Iterable[Section]:
     )
     yield Section(
         "Information abundance of every table, side by side",
-        "A row is a model, a column a field's table, from few rows to many.",
-        list(_table_map(runs)),
+        "A row is a model, a column a field's table, from few rows to many. Where the model sends "
+        "tables through matrices, the second map shows what is left of them behind these.",
+        [*_table_map(runs), *_projection_map(runs)],
+    )
+    yield Section(
+        "Experts, side by side",
+        "A row is a model, a column an expert: how many directions its output uses, as a share of "
+        "what Gaussian noise of the same shape has.",
+        list(_expert_map(runs)),
     )
     yield Section(
         "Correlation and redundancy, side by side",
@@ -61,12 +69,13 @@ def inside(findings: Findings) -> dict[str, float | None]:
 
     Ranks are shares of the healthy ceiling of their shape: `end`, `weakest` centred over the batch
     (M2, M3, M5, M8), `sample` of the tokens of one sample (M4, not centred). Tables are information
-    abundance over its bound (M1, not centred, rows that training saw). The rest are mean absolute
-    correlations.
+    abundance over its bound (M1, not centred, rows that training saw), `projected` the same behind
+    the matrices towards all partners (M9). The rest are mean absolute correlations.
     """
     newest = findings.latest()
     shares = [stage.share for stage in stage_ranks(newest)]
-    samples = list(_samples(newest).values())
+    samples = list(_samples(newest, centred=False).values())
+    projected = list(_projected(newest).values())
     tables = [v for row in _tables(newest) for v in row.values()]
     related = _correlations(newest)
     tokens = [v for hook, v in related.items() if "expert" not in hook and hook not in _FIELDS]
@@ -77,6 +86,7 @@ def inside(findings: Findings) -> dict[str, float | None]:
         "sample": samples[-1] if samples else None,
         "tables": fmean(tables) if tables else None,
         "weakest_table": min(tables, default=None),
+        "projected": fmean(projected) if projected else None,
         "correlation": tokens[-1] if tokens else None,
         "experts": fmean(experts) if experts else None,
         "redundancy": newest.value(metric="red_off"),
@@ -123,12 +133,14 @@ def _stage_maps(runs: Sequence[Shown]) -> Iterable[Figure]:
         if not centred:
             caption += " Where the mean is far from zero, this mostly measures the mean."
         yield from _map(rows, f"Over the batch, {words}", caption)
-    rows = {run.name: _samples(run.newest) for run in runs}
-    caption = (
-        "M4, token matrix of one sample, mean over samples, not centred, as the papers have it. "
-        "Where every token has its own weights this is nearly full before training."
-    )
-    yield from _map(rows, "Tokens of one sample, not centred", caption)
+    for centred, words in ((False, "not centred"), (True, "token mean removed")):
+        rows = {run.name: _samples(run.newest, centred=centred) for run in runs}
+        caption = (
+            f"M4, token matrix of one sample, mean over samples, {words}"
+            f"{'' if centred else ', as the papers have it'}. Where every token has its own "
+            "weights this is nearly full before training."
+        )
+        yield from _map(rows, f"Tokens of one sample, {words}", caption)
 
 
 def _rows(runs: Sequence[Shown]) -> str:
@@ -136,10 +148,12 @@ def _rows(runs: Sequence[Shown]) -> str:
     return ", ".join(counts)
 
 
-def _samples(findings: Findings) -> _Row:
+def _samples(findings: Findings, *, centred: bool) -> _Row:
+    """Returns stage -> share of noise; T tokens without their mean are noise of T - 1."""
+    found = findings.find(metric="erank", accumulator="A4", row_norm="none", centred=centred)
     return {
-        r.hook: r.value / gaussian_tokens(r.n, r.d)
-        for r in findings.find(metric="erank", accumulator="A4", row_norm="none")
+        r.hook: r.value / gaussian_tokens(r.n - centred, r.d)
+        for r in found
         if not r.hook.endswith("_branch") and r.value is not None and r.bound > 1
     }
 
@@ -159,17 +173,23 @@ def _tables(findings: Findings) -> list[_Row]:
     return [row for row in rows if row]  # weights of one column have one direction whatever they do
 
 
-def _table_map(runs: Sequence[Shown]) -> Iterable[Figure]:
+def _sizes(runs: Sequence[Shown]) -> dict[str, int]:
+    """Returns table -> rows, from few to many."""
     sizes: dict[str, int] = {}
-    rows: dict[str, _Row] = {}
     for run in runs:
         for r in run.newest.find(metric="ia", centred=False, row_filter="all"):
             if r.matrix_kind.startswith("table:"):
                 sizes[r.hook.rpartition("/")[2]] = r.n
+    return dict(sorted(sizes.items(), key=lambda item: item[1]))
+
+
+def _table_map(runs: Sequence[Shown]) -> Iterable[Figure]:
+    rows: dict[str, _Row] = {}
+    for run in runs:
         found = _tables(run.newest)
         for i, row in enumerate(found):
             rows[run.name + (f" #{i + 1}" if len(found) > 1 else "")] = row
-    columns = {t: f"{t} ({sizes[t]:,})" for t in sorted(sizes, key=lambda t: sizes[t])}
+    columns = {table: f"{table} ({n:,})" for table, n in _sizes(runs).items()}
     named = {name: {columns[t]: v for t, v in row.items()} for name, row in rows.items()}
     caption = (
         "M1, the sum of singular values over the largest, over its bound min(rows, columns). Not "
@@ -177,6 +197,50 @@ def _table_map(runs: Sequence[Shown]) -> Iterable[Figure]:
         "#1, #2: sets of embeddings of one model."
     )
     yield from _map(named, "Tables, share of what is attainable", caption, list(columns.values()))
+
+
+def _projected(findings: Findings) -> _Row:
+    """Returns field -> information abundance of its projected table over its bound (M9)."""
+    found = projections(findings).items()
+    return {field: r.value / r.bound for field, (_, r) in found if r.value is not None}
+
+
+def _projection_map(runs: Sequence[Shown]) -> Iterable[Figure]:
+    sizes, columns = _sizes(runs), {}
+    for run in runs:
+        for field, (own, _) in projections(run.newest).items():
+            columns[field] = f"{field} ({sizes[own.hook]:,})", sizes[own.hook]
+    order = sorted(columns, key=lambda field: columns[field][1])
+    rows = {
+        run.name: {columns[field][0]: v for field, v in _projected(run.newest).items()}
+        for run in runs
+    }
+    caption = (
+        "M9, the table times the matrix towards a partner, mean over partners: information "
+        "abundance over its bound, not centred, the same rows as above. Models whose fields meet "
+        "without matrices are left out."
+    )
+    yield from _map(rows, "Tables after projection", caption, [columns[f][0] for f in order])
+
+
+def _expert_map(runs: Sequence[Shown]) -> Iterable[Figure]:
+    rows: dict[str, _Row] = {}
+    shapes, gates = [], []
+    for run in runs:
+        found = [
+            r for r in run.newest.find(metric="erank", centred=True, row_norm="none")
+            if r.matrix_kind.startswith("expert_out:") and r.value is not None and r.bound > 1
+        ]  # fmt: skip
+        many = len({r.hook for r in found}) > 1
+        for r in found:
+            name = f"{run.name} {r.hook.removesuffix('.experts')}" if many else run.name
+            expert = f"expert {r.matrix_kind.partition(':')[2]}"
+            share = (r.value or 0.0) / gaussian_ceiling(r.n, int(r.bound))
+            rows.setdefault(name, {})[expert] = share
+        shapes += [f"{run.name} {found[0].n:,} x {found[0].d}"] if found else []
+        gates += [f" {run.name}:{gate_words(run.newest)}"] if gate_words(run.newest) else []
+    caption = f"M7, centred. {'; '.join(shapes)}.{''.join(gates)}"
+    yield from _map(rows, "Effective rank of every expert", caption)
 
 
 def _correlations(findings: Findings) -> _Row:
@@ -223,7 +287,7 @@ def _map(
 ) -> Iterable[Figure]:
     """Yields maps of models by stages or tables, each narrow enough to be read."""
     columns = columns or merged(list(row) for row in rows.values())
-    parts = [columns[i : i + _MOST_COLUMNS] for i in range(0, len(columns), _MOST_COLUMNS)]
+    parts = [columns[i : i + MOST_COLUMNS] for i in range(0, len(columns), MOST_COLUMNS)]
     for i, part in enumerate(parts):
         shown = {name: row for name, row in rows.items() if row.keys() & {*part}}
         values = [[row.get(column) for column in part] for row in shown.values()]

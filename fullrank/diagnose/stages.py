@@ -6,14 +6,16 @@ Which matrix is taken where follows from the axes that a tap declares:
     B N D   the tokens of a sample (M4), one token over the batch (M5)
     B T D   all sequence positions pooled (M6); a tap `<name>_valid` with axes "B T" masks padding
     B E D   one expert over the batch (M7), correlation between experts
-    B D     the batch as it is: M8 for `head_in`, else M3
+    B D     the batch as it is: M8 for `head_in`, else M3; a tap `gate` holds weights of experts
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fullrank.batch import Batch
@@ -29,6 +31,43 @@ from fullrank.diagnose.redundancy import (
 
 CORE = ("erank", "ia", "stable_rank", "pr", "dead_fraction@1e-3")
 """Measures of matrices that come by the dozen: one per field, token or expert."""
+
+
+class GateUse:
+    """How a gate shares its weight among E experts, and whether it looks at the row at all.
+
+    Args:
+        experts: E.
+    """
+
+    def __init__(self, experts: int) -> None:
+        self.n = 0
+        self.weight, self.square, self.share = torch.zeros(3, experts, dtype=torch.float64)
+        self.entropy = 0.0
+
+    def update(self, a: Tensor) -> None:
+        """Adds weights [n, E]; where they do not sum to one, their shares are of magnitudes."""
+        a = a.detach().to("cpu", torch.float64)
+        share = a.abs() / a.abs().sum(1, keepdim=True).clamp(min=1e-300)
+        self.n += a.shape[0]
+        self.weight += a.sum(0)
+        self.square += a.square().sum(0)
+        self.share += share.sum(0)
+        self.entropy += float(-torch.xlogy(share, share).sum())
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Returns the mean over samples [E] and the population standard deviation [E]."""
+        mean = self.weight / self.n
+        return mean, (self.square / self.n - mean.square()).clamp(min=0.0).sqrt()
+
+    def entropies(self) -> tuple[float, float]:
+        """Returns the mean entropy of a sample's shares and that of the mean shares, in nats.
+
+        Both are at most log E. The first is low where the gate picks an expert, the second where
+        it always picks the same one.
+        """
+        mean = self.share / self.n
+        return self.entropy / self.n, float(-torch.xlogy(mean, mean).sum())
 
 
 class Stages:
@@ -59,7 +98,8 @@ class Stages:
         self.axes: dict[str, str] = {}
         self.shape: dict[str, tuple[int, ...]] = {}
         self.rows: dict[str, int] = {}
-        self.samples: dict[tuple[str, str], TokenSpectra] = {}  # (tap, row norm)
+        self.gates: dict[str, GateUse] = {}
+        self.samples: dict[tuple[str, str, bool], TokenSpectra] = {}  # (tap, row norm, centred)
         self.columns: dict[tuple[str, str], Moments] = {}
         self.flat: dict[tuple[str, str], Spectrum] = {}
         self.related: dict[str, GroupCorrelation] = {}
@@ -71,6 +111,9 @@ class Stages:
         """Adds one tensor to everything that is measured at this tap."""
         if axes == "B T":
             self._valid[name.removesuffix("_valid")] = x.bool()
+            return
+        if axes == "B D" and name.rpartition(".")[2] == "gate":
+            self.gates.setdefault(name, GateUse(x.shape[1])).update(x)
             return
         self.axes[name], self.shape[name] = axes, tuple(x.shape[1:])
         if name in self.keep:
@@ -88,7 +131,9 @@ class Stages:
     def _spectra(self, name: str, x: Tensor, axes: str, norm: str) -> None:
         at, d = (name, norm), x.shape[-1]
         if axes in ("B F D", "B N D"):
-            self.samples.setdefault(at, TokenSpectra(*x.shape[1:])).update(_scaled(x, norm))
+            for centred in (False, True)[: x.shape[1]]:  # one token is its own mean
+                seen = TokenSpectra(*x.shape[1:], center=centred)
+                self.samples.setdefault((*at, centred), seen).update(_scaled(x, norm))
         if axes in ("B F D", "B N D", "B E D"):
             columns = self.columns.setdefault(at, Moments(d, groups=x.shape[1]))
             columns.update(_scaled(x, norm).transpose(0, 1))
@@ -117,12 +162,15 @@ class Stages:
             for norm in self.row_norms:
                 if (name, norm) in self.flat:
                     out.both(self._flat_place(name, axes, norm), self.flat[name, norm])
-                if (name, norm) in self.samples:
-                    self._record_samples(out, name, norm)
+                for centred in (False, True):
+                    if (name, norm, centred) in self.samples:
+                        self._record_samples(out, name, norm, centred)
                 if (name, norm) in self.columns:
                     self._record_columns(out, name, axes, norm)
             if name in self.related:
                 self._record_related(out, name, axes)
+        for name, gate in self.gates.items():
+            _record_gate(out, name, gate)
         if self.pair is not None:
             place = self._related_place("left", "redundancy:left x right", self.pair.moments.n)
             out.add(
@@ -166,8 +214,8 @@ class Stages:
             approx=self.flat[name, norm].approx,
         )
 
-    def _record_samples(self, out: Recorder, name: str, norm: str) -> None:
-        seen = self.samples[name, norm]
+    def _record_samples(self, out: Recorder, name: str, norm: str, centred: bool) -> None:
+        seen = self.samples[name, norm, centred]
         tokens, d = self.shape[name]
         bound = float(seen.bound)
         place = Place(
@@ -178,14 +226,14 @@ class Stages:
             bounds=(bound, bound),
             row_norm=norm,
         )
+        common: dict[str, Any] = {"centred": centred, "accumulator": "A4", "floor": seen.floor}
         for i, metric in enumerate(seen.measures):
-            common: dict[str, Any] = {"accumulator": "A4", "floor": seen.floor}
             counts = seen.histogram[i]
             out.add(place, metric, seen.mean(metric), array=counts, **common)
             out.add(place, f"{metric}_std", seen.std(metric), **common)
             for q in (0.05, 0.5, 0.95):
                 out.add(place, f"{metric}_q{q}", seen.quantile(metric, q), **common)
-        out.add(place, "nerank", seen.mean("erank") / bound, accumulator="A4", floor=seen.floor)
+        out.add(place, "nerank", seen.mean("erank") / bound, **common)
 
     def _record_columns(self, out: Recorder, name: str, axes: str, norm: str) -> None:
         seen, d = self.columns[name, norm], self.shape[name][1]
@@ -228,6 +276,19 @@ class Stages:
     def _related_place(self, name: str, kind: str, n: int, approx: str = "") -> Place:
         groups, d = self.shape[name] if len(self.shape[name]) == 2 else (1, self.shape[name][0])
         return Place(hook=name, kind=kind, n=n, d=groups * d, bounds=(1.0, 1.0), approx=approx)
+
+
+def _record_gate(out: Recorder, name: str, gate: GateUse) -> None:
+    """Mean weights of experts over the batch, and the entropy of how they are shared."""
+    experts = len(gate.weight)
+    for k, values in enumerate(zip(*gate.weights(), strict=True)):
+        place = Place(hook=name, kind=f"gate:{k}", n=gate.n, d=experts, bounds=(1.0, 1.0))
+        for metric, value in zip(("gate_weight", "gate_weight_std"), values, strict=True):
+            out.add(place, metric, float(value))
+    most = math.log(experts)
+    place = Place(hook=name, kind="gate", n=gate.n, d=experts, bounds=(most, most))
+    for metric, value in zip(("entropy", "entropy_of_mean"), gate.entropies(), strict=True):
+        out.add(place, f"gate_{metric}", value)
 
 
 def _scaled(x: Tensor, row_norm: str) -> Tensor:

@@ -103,6 +103,32 @@ def test_acceptance_5_token_batches_equal_a_loop_of_svdvals(tokens: int, d: int)
         assert seen.quantile(name, 0.5) == pytest.approx(sorted(loop)[9], abs=width)
 
 
+@pytest.mark.parametrize(("tokens", "d"), [(4, 8), (16, 8), (2, 3)])
+def test_tokens_without_their_mean_equal_a_loop_of_svdvals(tokens: int, d: int) -> None:
+    x = gauss(20, tokens * d).reshape(20, tokens, d) + 5
+    seen = TokenSpectra(tokens, d, center=True)
+    for part in x.split(7):
+        seen.update(part)
+    assert seen.bound == min(tokens - 1, d)
+    for name in ("erank", "stable_rank", "ia"):
+        loop = [
+            float(spectrum.SCALARS[name](spectrum.singular_values(sample, center=True)))
+            for sample in x
+        ]
+        assert seen.mean(name) == pytest.approx(sum(loop) / 20, rel=1e-6)
+        assert max(loop) <= seen.bound + 1e-6
+
+
+def test_tokens_that_are_alike_have_no_rank_without_their_mean() -> None:
+    """What float32 leaves of equal tokens is rounding, which would count as full rank."""
+    alike = gauss(30, 8)[:, None] + 1000
+    noise = gauss(30, 6 * 8, 1).reshape(30, 6, 8)
+    for spread, low, high in ((3e-5, 0.0, 0.0), (0.1, 4.0, 5.0)):  # of 1000: 3e-8, and 1e-4
+        seen = TokenSpectra(6, 8, center=True)
+        seen.update(alike + spread * noise)
+        assert low <= seen.mean("erank") <= high
+
+
 def test_token_spectra_merge_and_count_every_sample() -> None:
     x = gauss(30, 24).reshape(30, 4, 6)
     left, right, whole = TokenSpectra(4, 6), TokenSpectra(4, 6), TokenSpectra(4, 6)

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fullrank.batch import Batch
 from fullrank.diagnose.collapse import Options, diagnose, field_ranks
 from fullrank.diagnose.probe import take_subset
 from fullrank.diagnose.records import Findings, Record, RunContext
+from fullrank.diagnose.stages import GateUse
+from fullrank.embedding import Embeddings
 from fullrank.errors import ConfigError, EmptyInputError
 from fullrank.ops import spectrum
 from tests.diagnose.tiny_ranker import SCHEMA, SIZES, Tiny, make_batch
@@ -109,11 +112,15 @@ def test_m4_is_the_mean_of_a_loop_over_samples(tiny: Tiny, found: Findings) -> N
     for hook, x in activations(tiny).items():
         if hook in ("embed", "tokens"):
             loop = [slow(sample, "erank", center=False) for sample in x]
-            record = only(found, f"sample_tokens:{hook}", "erank")
+            record = only(found, f"sample_tokens:{hook}", "erank", centred=False)
             assert record.value == pytest.approx(sum(loop) / ROWS, rel=1e-5)
             assert (record.n, record.d, record.bound) == (4, x.shape[2], 4.0)
             histogram = found.arrays[record.array]
             assert int(histogram.sum()) == ROWS
+            loop = [slow(sample, "erank", center=True) for sample in x]
+            record = only(found, f"sample_tokens:{hook}", "erank", centred=True)
+            assert record.value == pytest.approx(sum(loop) / ROWS, rel=1e-4)
+            assert (record.n, record.d, record.bound) == (4, x.shape[2], 3.0)
 
 
 def test_m6_pools_valid_positions_and_drops_padding(tiny: Tiny, found: Findings) -> None:
@@ -128,11 +135,89 @@ def test_m6_pools_valid_positions_and_drops_padding(tiny: Tiny, found: Findings)
 
 
 def test_m9_is_the_table_after_its_projection(tiny: Tiny, found: Findings) -> None:
-    x = tiny.embeddings.weight("t0").detach()[1:] @ tiny.pairs[0, 1].detach()
-    record = only(found, "sub_emb:f0->f1", "ia")
-    assert record.value == pytest.approx(slow(x, "ia", center=False), rel=1e-5)
-    kinds = {r.matrix_kind for r in found.records if r.matrix_kind.startswith("sub_emb")}
-    assert kinds == {f"sub_emb:f{i}->f{j}" for i in range(3) for j in range(3) if i != j}
+    """As rows that training saw; the number x has no table, and nobody meets it by a matrix."""
+    weight = tiny.embeddings.weight("t0").detach()
+    for metric in ("ia", "erank", "stable_rank"):
+        loop = [
+            slow(weight[1:20] @ tiny.pairs[0, j].detach(), metric, center=False) for j in (1, 2)
+        ]
+        table = found.array(matrix_kind="sub_emb", metric=f"{metric}_map")
+        assert table is not None
+        assert table[0, 1:3].tolist() == pytest.approx(loop, rel=1e-5)
+        record = only(found, "sub_emb:f0->*", metric)
+        assert record.value == pytest.approx(sum(loop) / 2, rel=1e-5)
+        assert (record.hook, record.row_filter, record.n, record.bound) == ("t0", "seen", 19, 4.0)
+        assert table.isnan().nonzero().tolist() == [
+            [i, j] for i in range(4) for j in range(4) if i == j or 3 in (i, j)
+        ]
+    every = [slow(weight[1:] @ tiny.pairs[0, j].detach(), "ia", center=False) for j in (1, 2)]
+    assert found.value(matrix_kind="sub_emb:f0->*", metric="ia") != pytest.approx(
+        sum(every) / 2, rel=1e-4
+    )  # the control: rows that training never saw would show
+
+
+def test_m9_without_counts_takes_all_rows(tiny: Tiny, context: RunContext) -> None:
+    found = diagnose(tiny, [make_batch(50)], context=context, options=QUICK)
+    assert only(found, "sub_emb:f0->*", "ia").row_filter == "all"
+    assert only(found, "sub_emb:f0->*", "ia").n == 39
+
+
+def test_m9_measures_the_embeddings_that_meet_in_pairs(context: RunContext) -> None:
+    """A wrapper's linear part, although it comes first, is not what `pair_projection` projects."""
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = nn.ModuleDict({"linear": Embeddings(SCHEMA, 1), "embeddings": wide})
+
+        def score(self, batch: Batch) -> dict[str, Tensor]:
+            return {"click": wide.fields(batch).sum((1, 2))}
+
+        def pair_projection(self, i: int, j: int) -> Tensor:
+            return torch.eye(4)
+
+    wide = Embeddings(SCHEMA, 4)
+    found = diagnose(Wrapper(), [make_batch(50)], context=context, options=QUICK)
+    before, behind = (
+        only(found, kind, "ia", centred=False) for kind in ("table:t0", "sub_emb:f0->*")
+    )
+    assert before.value == pytest.approx(behind.value, rel=1e-6)
+    assert before.bound == behind.bound == 4.0
+
+
+def test_a_dead_gate_shows_in_weights_and_entropy(tiny: Tiny, context: RunContext) -> None:
+    values = {}
+    for name, bias in (("alive", [0.0, 0.0, 0.0]), ("dead", [0.0, 9.0, 0.0])):
+        tiny.gate_bias = bias
+        found = diagnose(tiny, [make_batch(400)], context=context, options=QUICK)
+        weights = [found.value(matrix_kind=f"gate:{k}", metric="gate_weight") for k in range(3)]
+        assert sum(weights) == pytest.approx(1.0)
+        record = only(found, "gate", "gate_entropy")
+        assert record.bound == pytest.approx(math.log(3))
+        values[name] = weights[1], record.value
+        assert "gate" not in {r.hook for r in found.records if r.metric == "erank"}
+    assert values["alive"][0] < 0.5 < 0.99 < values["dead"][0]
+    assert values["dead"][1] < 0.05 < 0.9 < values["alive"][1]
+
+
+def test_gate_use_tells_a_choice_from_a_habit() -> None:
+    """Rows that choose different experts, and rows that all choose the first."""
+    chosen = torch.eye(3).repeat(40, 1)
+    for rows, of_mean in ((chosen, math.log(3)), (chosen[:1].repeat(120, 1), 0.0)):
+        use = GateUse(3)
+        for part in rows.split(7):
+            use.update(part)
+        assert use.entropies() == pytest.approx((0.0, of_mean), abs=1e-9)
+    g = torch.Generator().manual_seed(0)
+    a = torch.rand(50, 4, generator=g)  # weights that do not sum to one
+    use = GateUse(4)
+    for part in a.split(11):
+        use.update(part)
+    mean, std = use.weights()
+    assert torch.allclose(mean, a.double().mean(0))
+    assert torch.allclose(std, a.double().std(0, correction=0))
+    loop = [sum(-float(p) * math.log(p) for p in row / row.sum()) for row in a]
+    assert use.entropies()[0] == pytest.approx(sum(loop) / 50, rel=1e-5)
 
 
 def test_attainable_rank_follows_the_values_of_a_field(found: Findings) -> None:

@@ -21,14 +21,15 @@ SCHEMA = Schema(
 
 
 class Tiny(nn.Module):
-    """Embeddings, tokens, experts, a masked sequence, dropout and a batch norm."""
+    """Embeddings, tokens, experts with a gate, a masked sequence, dropout and a batch norm."""
 
     def __init__(self, dim: int = 4) -> None:
         super().__init__()
         self.embeddings = Embeddings(SCHEMA, dim, sequences=("past",), std=0.5)
         self.embed, self.tokens = Tap("B F D"), Tap("B N D")
         self.seq, self.seq_valid = Tap("B T D"), Tap("B T")
-        self.experts, self.head_in = Tap("B E D"), Tap("B D")
+        self.experts, self.gate, self.head_in = Tap("B E D"), Tap("B D"), Tap("B D")
+        self.gate_bias = [0.0, 0.0, 0.0]  # towards each expert
         self.mix = nn.Linear(dim, 6)
         self.norm, self.drop = nn.BatchNorm1d(24), nn.Dropout(0.2)
         self.head = nn.Linear(24 + dim, 1)
@@ -41,6 +42,7 @@ class Tiny(nn.Module):
         e = self.embed(self.embeddings.fields(batch))  # [B, 4, D]
         tokens = self.tokens(torch.relu(self.mix(e)))  # [B, 4, 6]
         self.experts(tokens[:, :3])
+        self.gate(torch.softmax(tokens[:, :3].mean(2) + torch.tensor(self.gate_bias), 1))
         past, valid = self.embeddings.sequence(batch, "past", "item")
         self.seq_valid(valid)
         past = self.seq(past).sum(1)  # [B, D]
