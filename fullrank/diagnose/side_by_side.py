@@ -78,7 +78,8 @@ def inside(findings: Findings) -> dict[str, float | None]:
     projected = list(_projected(newest).values())
     tables = [v for row in _tables(newest) for v in row.values()]
     related = _correlations(newest)
-    tokens = [v for hook, v in related.items() if "expert" not in hook and hook not in _FIELDS]
+    leaves = {hook: hook.rpartition(".")[2] for hook in related if "expert" not in hook}
+    tokens = [related[hook] for hook, leaf in leaves.items() if leaf not in _FIELDS]
     experts = [v for hook, v in related.items() if "expert" in hook]
     return {
         "end": shares[-1] if shares else None,

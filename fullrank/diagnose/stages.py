@@ -104,6 +104,7 @@ class Stages:
         self.flat: dict[tuple[str, str], Spectrum] = {}
         self.related: dict[str, GroupCorrelation] = {}
         self.pair: Redundancy | None = None
+        self._left_hook = ""
         self._left: Tensor | None = None
         self._valid: dict[str, Tensor] = {}
 
@@ -145,7 +146,7 @@ class Stages:
         """Pairs the taps `left` and `right`: the operands of the first interaction."""
         leaf = name.rpartition(".")[2]
         if leaf == "left" and self._left is None:
-            self._left = x
+            self._left_hook, self._left = name, x
         elif leaf == "right" and self._left is not None:
             left, self._left = self._left.flatten(1), None
             right, groups = x.flatten(1), len(self.fields)
@@ -172,7 +173,9 @@ class Stages:
         for name, gate in self.gates.items():
             _record_gate(out, name, gate)
         if self.pair is not None:
-            place = self._related_place("left", "redundancy:left x right", self.pair.moments.n)
+            place = self._related_place(
+                self._left_hook, "redundancy:left x right", self.pair.moments.n
+            )
             out.add(
                 place, "red_map", None, accumulator="A5", array=self.pair.map(), labels=self.fields
             )

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from fullrank.diagnose.recorder import Recorder
+from fullrank.diagnose.records import RunContext
 from fullrank.diagnose.redundancy import GroupCorrelation, Redundancy
+from fullrank.diagnose.stages import Stages
 from fullrank.errors import EmptyInputError
 
 
@@ -128,3 +131,15 @@ def test_redundancy_finds_planted_blocks_and_zeroes_constant_columns() -> None:
     assert summary["red_diag"] == pytest.approx(float(size.diagonal().mean()))
     assert summary["red_diag"] > 10 * summary["red_off"]
     assert int(size.argmax()) == 4
+
+
+def test_operands_inside_a_block_are_paired_under_its_name() -> None:
+    out = Recorder(RunContext(run_id="r", variant="v"), "hash")
+    stages = Stages(out, ["a", "b"], {})
+    x = torch.randn(200, 2, 3, generator=torch.Generator().manual_seed(0))
+    stages.observe("block0.left", x, "B F D", None)
+    stages.observe("block0.right", x, "B F D", None)
+    stages.report()
+    (record,) = out.findings.find(metric="red_diag")
+    assert record.hook == "block0.left"
+    assert record.matrix_kind == "redundancy:left x right"
