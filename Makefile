@@ -38,6 +38,7 @@ bench: $(STAMP)
 	$(PY) bench/diagnostics_overhead.py
 	$(PY) bench/compile.py
 	$(PY) bench/rankmixer_utilisation.py --json bench/.work/rankmixer_utilisation.json
+	OMP_NUM_THREADS=1 $(PY) bench/dropout.py
 	OMP_NUM_THREADS=1 $(PY) bench/full_mixing.py
 	$(PY) bench/report.py
 

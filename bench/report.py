@@ -14,7 +14,15 @@ from typing import Any
 from record import WORK, markdown_table
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "benchmarks.md"
-ORDER = ("data_path", "peers", "preparation", "diagnostics_overhead", "compile", "full_mixing")
+ORDER = (
+    "data_path",
+    "peers",
+    "preparation",
+    "diagnostics_overhead",
+    "compile",
+    "dropout",
+    "full_mixing",
+)
 HEAD = """# Benchmarks
 
 Figures of one machine, with the commands that made them. CPU seconds count the whole process tree;

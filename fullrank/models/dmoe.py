@@ -23,6 +23,7 @@ from fullrank.errors import nearest
 from fullrank.losses.binary import binary_losses
 from fullrank.losses.decorrelation import Decorrelation, DecorrelationLoss
 from fullrank.model import NO_ASSETS, Assets
+from fullrank.nn.dropout import Dropout
 from fullrank.nn.expert_bank import Interaction, interaction
 from fullrank.nn.gating import READS_EMBEDDINGS, ExpertGate, Gate
 from fullrank.nn.head import num_labels, split_labels
@@ -225,7 +226,7 @@ class DMoE(nn.Module):
         widths = [width for _, width in built]
         self.interactions = nn.ModuleList(module for module, _ in built)
         self.projections = nn.ModuleList(_mlp(q, (config.expert_dim,), config, 0.0) for q in widths)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         names = tuple(f.name for f in schema.fields)
         self.gate_columns = _positions(config.gate_fields, names)
         self.gating = ExpertGate(

@@ -24,6 +24,7 @@ from fullrank.embedding import Embeddings
 from fullrank.errors import ConfigError, FullrankError
 from fullrank.model import NO_ASSETS, Assets, Ranker, create, list_models, model_class
 from fullrank.nn import operand as op
+from fullrank.nn.dropout import Dropout
 from fullrank.nn.operand import LayerOutput, Operand, PairOperands
 from fullrank.schema import Schema
 from fullrank.tap import Tap
@@ -147,7 +148,7 @@ class SFG(nn.Module):
                 base.set_submodule(name, slot.generated(generator, config.pairing, mask))
         if config.cross_drop > 0:
             for name in outputs:
-                base.set_submodule(name, nn.Dropout(config.cross_drop))
+                base.set_submodule(name, Dropout(config.cross_drop))
 
     @property
     def embeddings(self) -> Embeddings:

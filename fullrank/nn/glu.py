@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fullrank.nn.dropout import Dropout
 from fullrank.nn.mlp import Activation
 from fullrank.nn.token_ffn import PerTokenLinear, activate
 
@@ -141,13 +142,13 @@ def glu_ffn(
         layers += [PerTokenRMSNorm(N, width), GLUStage(N, width, hidden, gate=gate, skips=skips)]
         if h != width:
             layers.append(PerTokenLinear(N, width, h))
-        layers.append(nn.Dropout(dropout))
+        layers.append(Dropout(dropout))
         width = h
     if hidden_units:
         layers.append(PerTokenLinear(N, width, dim))
     else:
         hidden = max(1, int(expansion * dim))
         stage = GLUStage(N, dim, hidden, gate=gate, skips=skips, bias=False)
-        layers = [stage, nn.Dropout(dropout)]
+        layers = [stage, Dropout(dropout)]
     network = nn.Sequential(*layers)
     return SharedTokens(network) if shared else network

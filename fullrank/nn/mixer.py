@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from fullrank.nn.dropout import Dropout
 from fullrank.nn.experts import Router, SparseExperts
 from fullrank.tap import Tap
 
@@ -52,7 +53,7 @@ class MixerBlock(nn.Module):
         self.ffn_norm_in = _norm(dim, norm == "pre")
         self.ffn_norm_out = _norm(dim, norm == "post")
         self.ffn_branch, self.ffn = Tap("B N D"), Tap("B N D")
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         if isinstance(feed_forward, SparseExperts):
             self.experts = Tap("B E D")
 

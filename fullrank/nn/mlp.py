@@ -7,6 +7,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fullrank.nn.dropout import Dropout
+
 Activation = Literal["relu", "gelu"]
 
 
@@ -72,7 +74,7 @@ class MLP(nn.Module):
                 layers.append(RowSafeBatchNorm(width))
             layers.append(_activation(activation))
             if dropout > 0:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
             in_dim = width
         self.layers = nn.Sequential(*layers)
         self.out_dim = in_dim

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from fullrank.nn.dropout import Dropout
 from fullrank.nn.mlp import MLP, RowSafeBatchNorm, linear
 
 
 def test_layers_come_in_the_stated_order() -> None:
     mlp = MLP(3, (5, 2), activation="gelu", batch_norm=True, dropout=0.1)
     kinds = [type(layer) for layer in mlp.layers]
-    assert kinds == [nn.Linear, RowSafeBatchNorm, nn.GELU, nn.Dropout] * 2
+    assert kinds == [nn.Linear, RowSafeBatchNorm, nn.GELU, Dropout] * 2
     assert mlp.out_dim == 2
     assert all(layer.bias is None for layer in mlp.layers if isinstance(layer, nn.Linear))
 
