@@ -285,7 +285,7 @@ def _per_token(run: Shown) -> Iterable[Figure]:
         )  # fmt: skip
         r = next(iter(stages[hooks[0]].values()))
         caption = f"Effective rank of B x {r.d} over its attainable rank. Centred, n = {r.n:,}."
-        gates = gate_words(run.newest) if column.endswith("expert") else ""
+        gates = gate_words({"": run.newest}) if column.endswith("expert") else ""
         yield Figure(svg, f"{column.partition(' ')[0]}. {caption}{gates}")
 
 

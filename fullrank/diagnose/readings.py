@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fullrank.diagnose.records import Findings, Record
 
 
@@ -22,20 +24,27 @@ def projections(findings: Findings) -> dict[str, tuple[Record, Record]]:
     return {f: (own[behind[f].hook, behind[f].row_filter], behind[f]) for f in order}
 
 
-def gate_words(findings: Findings) -> str:
-    """Returns what the gates of the experts do, in a sentence each; "" without a gate."""
-    said = ""
-    for r in findings.find(metric="gate_entropy"):
-        each = [
-            findings.find(hook=r.hook, matrix_kind=f"gate:{k}", metric=m)[-1].value or 0.0
-            for m in ("gate_weight", "gate_weight_std")
-            for k in range(r.d)
-        ]
-        weights = [f"{w:.2f} ± {s:.2f}" for w, s in zip(each[: r.d], each[r.d :], strict=True)]
-        same = findings.value(hook=r.hook, metric="gate_entropy_of_mean") or 0.0
-        said += (
-            f" '{r.hook}' weighs the experts {', '.join(weights)} (mean and standard deviation "
-            f"over rows); entropy {r.value or 0.0:.2f} per row, {same:.2f} of the mean, at most "
-            f"{r.bound:.2f} nats. An elementwise gate counts with its mean over units."
-        )
-    return said
+def gate_words(findings: Mapping[str, Findings]) -> str:
+    """Returns what gates do with their experts, in one sentence; "" where no model has a gate.
+
+    Args:
+        findings: name of a model, as the sentence calls it -> its findings.
+    """
+    said = []
+    for name, found in findings.items():
+        for r in found.find(metric="gate_entropy"):
+            mean, std = (
+                [x.value or 0.0 for x in found.find(hook=r.hook, metric=metric)]
+                for metric in ("gate_weight", "gate_weight_std")
+            )
+            weights = ", ".join(f"{m:.2f} ± {s:.2f}" for m, s in zip(mean, std, strict=True))
+            same = found.value(hook=r.hook, metric="gate_entropy_of_mean") or 0.0
+            said.append(
+                f"{name} {weights}, entropy {r.value or 0.0:.2f} and {same:.2f} of {r.bound:.2f}"
+            )
+    if not said:
+        return ""
+    return (
+        f" Gate weights: {'; '.join(said)}. Mean ± standard deviation over rows, an elementwise "
+        "gate by its mean over units; entropy, in nats, of a row's weights and of the mean ones."
+    )

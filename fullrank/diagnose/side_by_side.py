@@ -226,7 +226,7 @@ def _projection_map(runs: Sequence[Shown]) -> Iterable[Figure]:
 
 def _expert_map(runs: Sequence[Shown]) -> Iterable[Figure]:
     rows: dict[str, _Row] = {}
-    shapes, gates = [], []
+    shapes = []
     for run in runs:
         found = [
             r for r in run.newest.find(metric="erank", centred=True, row_norm="none")
@@ -239,8 +239,8 @@ def _expert_map(runs: Sequence[Shown]) -> Iterable[Figure]:
             share = (r.value or 0.0) / gaussian_ceiling(r.n, int(r.bound))
             rows.setdefault(name, {})[expert] = share
         shapes += [f"{run.name} {found[0].n:,} x {found[0].d}"] if found else []
-        gates += [f" {run.name}:{gate_words(run.newest)}"] if gate_words(run.newest) else []
-    caption = f"M7, centred. {'; '.join(shapes)}.{''.join(gates)}"
+    gates = gate_words({run.name: run.newest for run in runs})
+    caption = f"M7, centred. {'; '.join(shapes)}.{gates}"
     yield from _map(rows, "Effective rank of every expert", caption)
 
 

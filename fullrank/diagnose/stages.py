@@ -98,6 +98,7 @@ class Stages:
         self.axes: dict[str, str] = {}
         self.shape: dict[str, tuple[int, ...]] = {}
         self.rows: dict[str, int] = {}
+        self.mixed: dict[str, set[str]] = {}  # tap -> fields that other fields move
         self.gates: dict[str, GateUse] = {}
         self.samples: dict[tuple[str, str, bool], TokenSpectra] = {}  # (tap, row norm, centred)
         self.columns: dict[tuple[str, str], Moments] = {}
@@ -122,6 +123,8 @@ class Stages:
         if axes == "B T D":
             mask = self._valid.get(name)
             x = x.flatten(0, 1) if mask is None else x[mask]
+        if axes == "B F D" and name not in self.mixed:
+            self.mixed[name] = self._moved_by_others(x, batch)
         self.rows[name] = self.rows.get(name, 0) + x.shape[0]
         for norm in self.row_norms:
             self._spectra(name, x, axes, norm)
@@ -141,6 +144,24 @@ class Stages:
         if axes in ("B F D", "B T D", "B D"):
             flat = x.flatten(1)  # [n, F*D]
             self.flat.setdefault(at, Spectrum(flat.shape[1], tail=True)).update(_scaled(flat, norm))
+
+    def _moved_by_others(self, x: Tensor, batch: Batch | None) -> set[str]:
+        """Returns the fields whose vectors differ between rows with the same value of the field.
+
+        Their values then say nothing about their rank, as in a generated operand or behind an
+        interaction. Only ids repeat: the other fields are taken to be mixed where an id is.
+        """
+        if batch is None or x.shape[1] != len(self.fields):
+            return set()
+        ids = {f: batch.categorical[f].long() for f in self.fields if f in batch.categorical}
+        moved = set()
+        for f, own in ids.items():
+            v = x[:, self.fields.index(f)].double()  # [B, D]
+            sums = v.new_zeros(int(own.max()) + 1, v.shape[1]).index_add_(0, own, v)
+            mean = sums / torch.bincount(own).clamp(min=1)[:, None]
+            if float((v - mean[own]).square().sum()) > 1e-6 * float(v.square().sum()):
+                moved.add(f)
+        return moved | (set(self.fields) - ids.keys() if moved else set())
 
     def _operands(self, name: str, x: Tensor) -> None:
         """Pairs the taps `left` and `right`: the operands of the first interaction."""
@@ -193,7 +214,8 @@ class Stages:
     def _rank(self, name: str, axes: str, column: str, d: int) -> tuple[float, float]:
         """Returns the largest (uncentred, centred) rank of one field, token or expert."""
         n = self.rows[name]
-        most = self.ranks.get(column, (d, d)) if axes == "B F D" else (d, d)
+        alone = axes == "B F D" and column not in self.mixed.get(name, ())
+        most = self.ranks.get(column, (d, d)) if alone else (d, d)
         return min(n, d, most[0]), min(n - 1, d, most[1])
 
     def _flat_place(self, name: str, axes: str, norm: str) -> Place:

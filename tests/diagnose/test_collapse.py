@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from fullrank.batch import Batch
 from fullrank.diagnose.collapse import Options, diagnose, field_ranks
 from fullrank.diagnose.probe import take_subset
+from fullrank.diagnose.recorder import Recorder
 from fullrank.diagnose.records import Findings, Record, RunContext
-from fullrank.diagnose.stages import GateUse
+from fullrank.diagnose.stages import GateUse, Stages
 from fullrank.embedding import Embeddings
 from fullrank.errors import ConfigError, EmptyInputError
 from fullrank.ops import spectrum
@@ -231,6 +232,29 @@ def test_attainable_rank_follows_the_values_of_a_field(found: Findings) -> None:
             assert record.value <= record.bound + 1e-4
     flat = only(found, "batch_flat:embed", "erank", centred=True)
     assert flat.bound == 4 + 4 + 2 + 1
+
+
+def test_values_bound_a_field_only_until_it_meets_others() -> None:
+    """Two values span one direction, until what other fields say is added or multiplied in."""
+    batch, x = make_batch(300), torch.randn(300, 4, 4, generator=torch.Generator().manual_seed(0))
+    e = Embeddings(SCHEMA, 4).fields(batch).detach()
+    half = torch.cat([e[:, :2], e[:, 2:] * e.sum(1, keepdim=True)], dim=1)
+    taps = {"embed": e, "scaled": 3 * e, "half": half, "all": x}
+    out = Recorder(RunContext(run_id="r", variant="v"), "hash")
+    stages = Stages(out, [f.name for f in SCHEMA.fields], field_ranks(SCHEMA, batch))
+    for name, value in taps.items():
+        stages.observe(name, value, "B F D", batch)
+    stages.report()
+    bounds = {
+        name: [r.bound for r in out.findings.find(hook=name, metric="erank", accumulator="A2")][
+            1::2
+        ]
+        for name in taps
+    }
+    assert bounds["embed"] == bounds["scaled"] == [4, 4, 2, 1]
+    assert bounds["half"] == bounds["all"] == [4, 4, 4, 4]
+    for r in out.findings.find(metric="erank"):
+        assert r.value <= r.bound + 1e-4
 
 
 def test_l2_rows_have_length_one(tiny: Tiny, context: RunContext) -> None:

@@ -79,7 +79,7 @@ def test_the_page_is_whole_and_needs_no_network(found: Findings, tmp_path: Path)
     for section in (
         "Effective rank through the model", "one sample", "Spectra", "Embedding tables",
         "every field, token and expert", "Redundancy", "after their projection",
-        "weighs the experts", "min(T - 1, D)", "Mutual information", "Over training time",
+        "Gate weights:", "min(T - 1, D)", "Mutual information", "Over training time",
         "Definitions", "seen rows", "all rows", "below the floor",
     ):  # fmt: skip
         assert section in text, section
