@@ -227,8 +227,9 @@ def heat_map(
     key = 14 * (9 if signed else 6)
     canvas = Canvas(title, int(head + max(side * len(rows) + 34, key + 8)))
     every = max(1, math.ceil(11 / side))  # names that would touch are left out
+    slanted = max(1, math.ceil(9 / (0.7 * side)))  # of lines at 45 degrees
     for j, name in enumerate(columns):
-        if j % every == 0:
+        if j % slanted == 0:
             at = left + side * (j + 0.5)
             canvas.text(at, head - 6, short(name), "s", f"rotate(-45 {at:.1f} {head - 6:.1f})")
     for i, (name, row) in enumerate(zip(rows, values, strict=True)):

@@ -14,7 +14,13 @@ from torch import Tensor
 from fullrank.chart import Series, density_chart, heat_map, line_chart, scatter_chart
 from fullrank.diagnose.readings import gate_words, projections
 from fullrank.diagnose.records import Findings, Record, kept_indices
-from fullrank.diagnose.verdict import Stage, Verdict, gaussian_tokens, stage_ranks
+from fullrank.diagnose.verdict import (
+    Stage,
+    Verdict,
+    gaussian_ceiling,
+    gaussian_tokens,
+    stage_ranks,
+)
 
 MOST_NAMES = 48  # rows of a map beyond which it is not drawn
 MOST_COLUMNS = 24  # of one map whose columns are tables or stages
@@ -80,13 +86,14 @@ def sections(runs: Sequence[Shown]) -> Iterable[Section]:
     yield Section(
         "Embedding tables after their projection",
         "A row is a field, from few rows to many, a column the partner that meets it through a "
-        "matrix. A row that is pale from its first cell on is a table that has collapsed by "
-        "itself; one that pales after it loses its directions on the way to its partners.",
+        "matrix. A row that is faint from its first cell on is a table that has collapsed by "
+        "itself; one that fades behind it loses its directions on the way to its partners. A "
+        "square matrix of noise alone takes about half: the caption says how much.",
         [f for run in runs for f in _projected(run)],
     )
     yield Section(
         "Effective rank of every field, token and expert",
-        "Each stage is a row, each field, token or expert a column. A pale column is a token that "
+        "Each stage is a row, each field, token or expert a column. A faint column is a token that "
         "has collapsed across samples.",
         [f for run in runs for f in _per_token(run)],
     )
@@ -250,14 +257,11 @@ def _projected(run: Shown) -> Iterable[Figure]:
         shares, title=f"{run.name}: share of what is attainable", rows=rows,
         columns=["table itself", *partners], x="partner", limit=1.0,
     )  # fmt: skip
+    d, row_filter = record.d, next(iter(found.values()))[0].row_filter
     caption = (
         "M1 in the first column, then M9, the table times the matrix towards each partner: "
-        f"information abundance over min(rows, {record.d}), not centred, "
-        + (
-            "rows that training saw."
-            if next(iter(found.values()))[1].row_filter == "seen"
-            else "all rows."
-        )
+        f"information abundance over min(rows, {d}), not centred, {row_filter} rows. A Gaussian "
+        f"{d} x {d} matrix leaves {gaussian_ceiling(d, d, 'ia') / d:.2f} of a full table."
     )
     if len(names) > MOST_COLUMNS:
         caption += f" The {MOST_COLUMNS} largest of {len(names)} fields."

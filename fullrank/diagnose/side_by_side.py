@@ -218,8 +218,8 @@ def _projection_map(runs: Sequence[Shown]) -> Iterable[Figure]:
     }
     caption = (
         "M9, the table times the matrix towards a partner, mean over partners: information "
-        "abundance over its bound, not centred, the same rows as above. Models whose fields meet "
-        "without matrices are left out."
+        "abundance over its bound, not centred, the same rows as above. A square matrix of noise "
+        "leaves about half of a full table. Models whose fields meet without matrices are left out."
     )
     yield from _map(rows, "Tables after projection", caption, [columns[f][0] for f in order])
 

@@ -189,6 +189,10 @@ def test_an_expert_that_says_one_thing_and_a_gate_that_ignores_it_show() -> None
     bad_gate, _, good_gate = figure.caption.rpartition("; good ")
     assert ", 0.00 ± 0.00, " in bad_gate
     assert " 0.00 ±" not in good_gate
+    for words in (bad_gate, good_gate):
+        assert sum(float(w) for w in re.findall(r"(\d\.\d\d) ±", words)) == pytest.approx(
+            1, abs=0.02
+        )
 
 
 def test_sets_of_embeddings_stand_in_rows_of_their_own(both) -> None:
