@@ -164,7 +164,7 @@ def dmoe() -> Recipe:
         dataset="frappe",
         model="dmoe",
         config=_EXPERTS,
-        train=_train(table_l2=0.05 / 3),
+        train=_train(table_l2=0.05),
         gains=(
             Gain(over="frappe_multi_embedding", source="GMV +1.19 % online, arXiv:2505.17925"),
             Gain(over="frappe_dmoe_wide"),
@@ -175,7 +175,7 @@ def dmoe() -> Recipe:
 def multi_embedding() -> Recipe:
     """Three DCN-V2 on Frappe, each on tables of its own, averaged: the baseline of D-MoE."""
     config = replace(DMoE.Config.multi_embedding(num_experts=3), dropout=0.4)
-    return Recipe(dataset="frappe", model="dmoe", config=config, train=_train(table_l2=0.05 / 3))
+    return Recipe(dataset="frappe", model="dmoe", config=config, train=_train(table_l2=0.05))
 
 
 def dmoe_wide() -> Recipe:
