@@ -220,7 +220,7 @@ def _tables(runs: Sequence[Shown], row_filter: str) -> Figure | None:
         else:
             across = [float(r.n) for r in found]
         if found:
-            names = [r.hook for r in found]
+            names = [r.hook.rpartition("/")[2] for r in found]  # whichever set it is in
             clouds.append(Series(run.name, across, [r.value for r in found], labels=names))
     if not clouds:
         return None
