@@ -182,8 +182,7 @@ def svg(comparison: Comparison) -> str:
 FRONTIER = "What each recipe reaches against what it costs"
 FRONTIER_NOTE = (
     "Means over seeds, with their intervals. Blue: no other recipe is both cheaper and better, by "
-    "means; neighbours on the line may still be undecided. ms per step was measured while other "
-    "cores had runs too."
+    "means; neighbours on the line may still be undecided."
 )
 
 

@@ -29,8 +29,7 @@ class RunResult:
         fingerprint: of everything that determines the run apart from its seed (recipe, data);
             a result with another fingerprint is stale.
         parameters: how many the model has.
-        step_seconds: median wall time of a training step, its share of validation and saving
-            included.
+        step_seconds: of a training step.
         paper: metric -> the number that the paper reports.
         floor: metric -> what a naive method reaches, such as the base rate.
         notes: what must be said beside any number, such as how the data differs.

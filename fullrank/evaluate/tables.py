@@ -164,7 +164,8 @@ def notes(comparison: Comparison) -> list[str]:
     runs = [run for recipe in comparison.runs.values() for run in recipe]
     if any(run.step_seconds is not None for run in runs):
         said.append(
-            "ms per step: wall time with validation and saving, while other cores had runs too."
+            "ms per step: forward, backward and update on one batch, CPU time of one thread; models"
+            " take turns."
         )
     said += dict.fromkeys(f"Data: {note}." for run in runs for note in run.notes)
     if comparison.differences:

@@ -53,7 +53,7 @@ class Cures:
         dataset: name of the data set.
         prefix: of the recipes' names, the name of their file.
         train: settings of every run.
-        table_l2_fm: instead of that of `train`, for what has no network: FM and its SFG form.
+        table_l2_fm: instead of that of `train`, for what has no network: LR, FM and its SFG form.
         dim: width of a field embedding of the models that multiply fields.
         hidden: widths of deep parts.
         tokens: T of the token models; RankUp's sparse tokens are T less the global token and one
@@ -205,7 +205,7 @@ class Cures:
         return Gain(over=f"{self.prefix}_{over}", paper=paper, source=source)
 
     def _run(self, model: str, config: Any, *gains: Gain, sets: int = 1) -> Recipe:
-        shallow = model == "fm" or (model == "sfg" and config.base == "fm")
+        shallow = model in ("lr", "fm") or (model == "sfg" and config.base == "fm")
         l2 = self.table_l2_fm if shallow else self.train.table_l2 / sets
         train = replace(self.train, table_l2=l2)
         return Recipe(dataset=self.dataset, model=model, config=config, train=train, gains=gains)

@@ -11,14 +11,13 @@ import json
 import math
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +33,7 @@ from fullrank.evaluate.results import RunResult, finished, write_result
 from fullrank.evaluate.tables import TESTS, main_grid, untested
 from fullrank.train.state import has_state
 from fullrank.workflow.console import console, preparing, table
+from fullrank.workflow.cost import step_seconds
 from fullrank.workflow.data import DataOptions, open_data
 from fullrank.workflow.diagnosis import diagnosed, run_line
 from fullrank.workflow.folder import RunFolder
@@ -97,7 +97,11 @@ def compare_command(asked: Compare) -> dict[str, Any]:
     console.print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished already")
     if waiting:
         _run_all(waiting, asked)
-    results = [r for j in jobs if (r := _finished(j)) is not None]
+    firsts = [job for job in jobs if job.seed == 1]
+    with console.status("timing a training step of every model"):
+        cost = step_seconds({j.recipe.name: (j.folder, j.data, j.recipe.train) for j in firsts})
+    found = [r for j in jobs if (r := _finished(j)) is not None]
+    results = [replace(r, step_seconds=cost[r.recipe]) for r in found]
     first = recipes[0]
     comparison = compare(
         sorted(results, key=lambda r: names.index(r.recipe)),
@@ -105,7 +109,7 @@ def compare_command(asked: Compare) -> dict[str, Any]:
         baseline=first.name if len(recipes) > 1 else None,
         promises=promises,
     )
-    paths = _write(asked, comparison, [j for j in jobs if j.seed == 1])
+    paths = _write(asked, comparison, firsts)
     runs = [run for of in comparison.runs.values() for run in of]
     return {
         **{what: str(path) for what, path in paths.items()},
@@ -277,7 +281,6 @@ def _kept(job: Job) -> RunResult:
         metrics=_metrics(result["test"]),
         fingerprint=job.fingerprint,
         parameters=result["parameters"],
-        step_seconds=_step_seconds(job.folder / "metrics.jsonl"),
         paper={claim.metric: claim.paper} if claim else {},
         notes=tuple(result["notes"]),
         floor={claim.metric: claim.floor} if claim and claim.floor is not None else {},
@@ -295,15 +298,3 @@ def _metrics(test: dict[str, float]) -> dict[str, float]:
         for name, value in test.items()
         if "/" not in name or (name.partition("/")[0] != main and name.rpartition("/")[2] in told)
     }
-
-
-def _step_seconds(path: Path) -> float | None:
-    """Returns the median wall seconds per step, validation and saving included."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines = [line for line in lines if line["kind"] == "train"]
-    spans = [
-        (b["seconds"] - a["seconds"]) / (b["step"] - a["step"])
-        for a, b in pairwise(lines)
-        if b["step"] > a["step"] and b["seconds"] > a["seconds"]
-    ]
-    return statistics.median(spans) if spans else None
