@@ -115,10 +115,11 @@ def answer(comparison: Comparison) -> list[str]:
             f"{code(best)} leads: {reached}, {gain_cell(leads[0])} over {closest}, the next."
         )
     else:
-        over = joined([f"{code(d.baseline)} ({gain_cell(d)})" for d in rivals])
+        over = f"{code(rivals[0].baseline)}, the next, {gain_cell(rivals[0])}, may be chance"
+        rest = [code(d.baseline) for d in rivals[1:]]
+        over += f"; so may those over {joined(rest)}" if rest else ""
         said.append(
-            f"Undecided: {code(best)} has the best mean, {reached}, but its lead over {over} may "
-            "be chance."
+            f"Undecided: {code(best)} has the best mean, {reached}, but its lead over {over}."
         )
         said += _cheapest(comparison, [best, *(d.baseline for d in rivals)])
     beaten = [code(d.baseline) for d in leads if d.verdict == "holds"]

@@ -131,8 +131,13 @@ def test_the_answer_names_the_leader_and_whoever_may_be_as_good() -> None:
         )
     first, second, third = answer(compare(close, "auc"))
     assert first.startswith("Undecided: `close` has the best mean")
-    assert "`dcnv2` (+0.00133 [" in first
+    assert "lead over `dcnv2`, the next, +0.00133 [" in first
+    assert first.endswith("], may be chance.")
     assert "odd" not in first
+    also = [replace(r, recipe="also", seed=r.seed) for r in close if r.recipe == "dcnv2"]
+    assert answer(compare([*close, *also], "auc"))[0].endswith(
+        "may be chance; so may those over `also`."
+    )
     assert second == (
         "Of these, `close` has the fewest parameters (10) and the shortest step (1 ms)."
     )
