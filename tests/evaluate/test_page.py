@@ -134,9 +134,10 @@ def test_the_answer_names_the_leader_and_whoever_may_be_as_good() -> None:
     assert "lead over `dcnv2`, the next, +0.00133 [" in first
     assert first.endswith("], may be chance.")
     assert "odd" not in first
-    also = [replace(r, recipe="also", seed=r.seed) for r in close if r.recipe == "dcnv2"]
+    also = [replace(r, recipe="also") for r in close if r.recipe == "dcnv2"]
+    # One rival more makes every interval wider, and the third is among them too.
     assert answer(compare([*close, *also], "auc"))[0].endswith(
-        "may be chance; so may those over `also`."
+        "may be chance; so may those over `also` and `odd\\|name`."
     )
     assert second == (
         "Of these, `close` has the fewest parameters (10) and the shortest step (1 ms)."
