@@ -46,7 +46,7 @@ bench: $(STAMP)
 RANKERS := dcnv2 lr mlp fm fm_wide dcnv2_wide pfl sfg_fm sfg_dcnv2 dmoe multi_embedding dmoe_wide \
 	rankmixer rankup rankup_plain rankelastor rankelastor_plain
 POINTS := fm fwfm fvfm fmfm nfm cin dcn dcn_v2 autoint pfl
-LOGS := frappe ml_100k collm_ml1m census collapse
+LOGS := frappe ml_100k collm_ml1m census collapse healthy
 
 rankers: $(STAMP)
 	for log in $(LOGS); do $(VENV)/bin/fullrank compare $(RANKERS:%=$${log}_%) --seeds 5 \

@@ -12,6 +12,7 @@ LOGS = {
     "collm_ml1m": "MovieLens 1M, CoLLM cut",
     "census": "Census-Income",
     "collapse": "simulated, planted collapse",
+    "healthy": "simulated, nothing planted",
 }
 
 

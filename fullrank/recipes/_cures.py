@@ -50,7 +50,7 @@ class Cures:
     """Sizes on one data set, and the runs that follow from them.
 
     Args:
-        dataset: name of the data set.
+        dataset: as in `Recipe`.
         prefix: of the recipes' names, the name of their file.
         train: settings of every run.
         table_l2_fm: instead of that of `train`, for what has no network: LR, FM and its SFG form.
@@ -64,7 +64,7 @@ class Cures:
         controls: sizes that give the controls as many parameters as what they are held against.
     """
 
-    dataset: str
+    dataset: Any
     prefix: str
     train: TrainConfig
     table_l2_fm: float

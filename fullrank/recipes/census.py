@@ -5,7 +5,7 @@ from __future__ import annotations
 from fullrank.recipes._cures import Controls, Cures
 from fullrank.train.config import TrainConfig
 
-RECIPES = Cures(
+RECIPES: Cures = Cures(
     dataset="census_income",
     prefix="census",
     train=TrainConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fullrank.recipes._cures import Controls, Cures
 from fullrank.train.config import TrainConfig
 
-RECIPES = Cures(
+RECIPES: Cures = Cures(
     dataset="simulated_collapse",
     prefix="collapse",
     train=TrainConfig(epochs=10, batch_size=1024, schedule="plateau", optimizer="adam"),

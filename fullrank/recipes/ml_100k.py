@@ -5,7 +5,7 @@ from __future__ import annotations
 from fullrank.recipes._cures import Controls, Cures
 from fullrank.train.config import TrainConfig
 
-RECIPES = Cures(
+RECIPES: Cures = Cures(
     dataset="ml_100k",
     prefix="ml_100k",
     train=TrainConfig(epochs=40, batch_size=1024, patience=4, optimizer="adam", table_l2=0.1),

@@ -3,7 +3,7 @@
 A file of recipes holds the runs on one data set side by side, so that what they share is written
 once. Function `dcnv2` of `frappe.py` is the recipe `frappe_dcnv2`; a function named `recipe` goes
 by the name of its file. Runs that several data sets share are the methods of a class, of which a
-file of recipes makes the object `RECIPES`.
+file of recipes makes the object `RECIPES: ThatClass`.
 """
 
 from __future__ import annotations
@@ -179,15 +179,13 @@ def _shipped() -> dict[str, tuple[str, str, str]]:
 
 
 def _shared(tree: ast.Module, folder: Path) -> list[ast.stmt]:
-    """Returns the body of the class that `RECIPES` of a file is an object of, if there is one."""
+    """Returns the body of the class that `RECIPES: Class = ...` of a file names, if it does."""
     made = {
-        target.id: node.value.func.id
+        node.target.id: node.annotation.id
         for node in tree.body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.value, ast.Call)
-        and isinstance(node.value.func, ast.Name)
-        for target in node.targets
-        if isinstance(target, ast.Name)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(node.annotation, ast.Name)
     }
     imports = (node for node in tree.body if isinstance(node, ast.ImportFrom))
     for node in imports:

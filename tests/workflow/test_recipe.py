@@ -22,7 +22,7 @@ def test_every_shipped_recipe_loads_and_says_what_it_is(name):
     assert list_recipes()[name].endswith(".")
     plain = recipe.to_dict()
     assert plain["train"]["epochs"] == recipe.train.epochs
-    assert plain["dataset"] == recipe.dataset
+    assert plain["dataset"] == getattr(recipe.dataset, "NAME", recipe.dataset)
 
 
 def test_listing_imports_no_recipe():
