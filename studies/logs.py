@@ -57,7 +57,7 @@ def _gains(found: dict[str, dict[str, Any]]) -> str:
                 papers[pair] = f"{gain['paper']:+.5f}, {gain['source']}"
             elif gain["source"]:
                 papers[pair] = gain["source"]
-            if gain["untested"] is None:
+            if not gain["untested"]:
                 cells.setdefault(pair, {})[log] = (
                     f"**{gain['verdict']}** {gain['mean']:+.4f} "
                     f"[{gain['low']:+.4f}, {gain['high']:+.4f}]"

@@ -102,7 +102,7 @@ def test_the_page_of_the_logs_lists_the_best_and_every_gain(tmp_path):
     ]
     tested = {
         "recipe": "frappe_pfl", "over": "frappe_lr", "paper": 0.01, "source": "a paper",
-        "untested": None, "verdict": "holds", "mean": 0.055, "low": 0.05, "high": 0.06,
+        "untested": "", "verdict": "holds", "mean": 0.055, "low": 0.05, "high": 0.06,
     }  # fmt: skip
     skipped = {**tested, "over": "frappe_absent", "untested": "absent"}
     page = {"recipes": recipes, "gains": [tested, skipped]}
