@@ -55,7 +55,7 @@ class Shown:
     stages: list[Stage]
 
 
-def sections(runs: Sequence[Shown]) -> Iterable[Section]:
+def sections(runs: Sequence[Shown]) -> Iterable[Section]:  # length: the order of the page
     """Yields the sections of the page; one without figures has nothing to show."""
     yield Section(
         "Effective rank through the model",

@@ -118,7 +118,7 @@ class RankElastorConfig:
         """Returns the smallest config that visits every branch."""
         return cls(
             embedding_dim=4, embedding_std=0.1, token_hidden=(8,), num_tokens=2, token_dim=4,
-            expansion=1.5, hidden_units=(6,), dropout=0.1,
+            num_blocks=1, expansion=1.5, hidden_units=(6,), dropout=0.1,
         )  # fmt: skip
 
     @classmethod

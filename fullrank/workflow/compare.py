@@ -87,11 +87,6 @@ def compare_command(asked: Compare) -> dict[str, Any]:
         expected="one or more recipes, each name once",
         fix="name recipes of `fullrank recipes`, or files of your own with different names",
     )
-    promises = [
-        Promise(recipe=r.name, over=g.over, metric=g.metric, paper=g.paper, source=g.source)
-        for r in recipes
-        for g in r.gains
-    ]
     jobs = list(_jobs(asked, recipes))
     waiting = [j for j in jobs if _finished(j) is None]
     console.print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished already")
@@ -107,7 +102,7 @@ def compare_command(asked: Compare) -> dict[str, Any]:
         sorted(results, key=lambda r: names.index(r.recipe)),
         first.claim.metric if first.claim else "auc",
         baseline=first.name if len(recipes) > 1 else None,
-        promises=promises,
+        promises=_promises(recipes),
     )
     paths = _write(asked, comparison, firsts)
     runs = [run for of in comparison.runs.values() for run in of]
@@ -115,6 +110,14 @@ def compare_command(asked: Compare) -> dict[str, Any]:
         **{what: str(path) for what, path in paths.items()},
         "runs": [run.metrics | {"recipe": run.recipe, "seed": run.seed} for run in runs],
     }
+
+
+def _promises(recipes: list[Recipe]) -> list[Promise]:
+    return [
+        Promise(recipe=r.name, over=g.over, metric=g.metric, paper=g.paper, source=g.source)
+        for r in recipes
+        for g in r.gains
+    ]
 
 
 def _write(asked: Compare, comparison: Comparison, firsts: list[Job]) -> dict[str, Path]:
