@@ -29,7 +29,9 @@ def sections(folder: Path) -> list[str]:
             found[log] = json.loads(path.read_text())
     if not found:
         return []
-    return ["## On logs", _leaders(found), _gains(found)]
+    missing = ", ".join(title for log, title in LOGS.items() if log not in found)
+    said = [f"Not compared yet: {missing}."] if missing else []
+    return ["## On logs", *said, _leaders(found), _gains(found)]
 
 
 def _leaders(found: dict[str, dict[str, Any]]) -> str:

@@ -111,4 +111,5 @@ def test_the_page_of_the_logs_lists_the_best_and_every_gain(tmp_path):
     assert "`pfl` | 0.9850 ± 0.0010 | 0.9300 ± 0.0010 | - |" in text
     assert "| `pfl` over `lr` | +0.01000, a paper | **holds** +0.0550 [+0.0500, +0.0600] |" in text
     assert "absent" not in text
+    assert "Not compared yet: MovieLens 100K, " in text
     assert sections(tmp_path / "empty") == []
