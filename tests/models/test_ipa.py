@@ -243,7 +243,7 @@ def test_u3_dcn_is_dcn_v2_with_equal_rows() -> None:
             w.view(1, F, 1, K).expand(F, F, K, K).reshape(F * F, K, K)
         )
     two.load_state_dict(state)
-    same_scores(one, two, schema, atol=1e-9)
+    same_scores(one, two, schema, atol=1e-12)
 
 
 def test_u3_the_residual_adds_lower_degrees_again_and_pfl_does_not() -> None:
@@ -277,7 +277,7 @@ def test_pfl_alone_is_the_point_pfl() -> None:
         for n in range(3):
             weight = alone.get_parameter(f"block{n}.linear.weight")
             weight.data = weight.view(F, F, K, K).transpose(1, 2).reshape(F * K, F * K)
-        same_scores(alone, point, schema, atol=1e-9)
+        same_scores(alone, point, schema, atol=1e-12)
         for i, j in ((0, 3), (3, 0)):
             torch.testing.assert_close(alone.pair_projection(i, j), point.pair_projection(i, j))
 
@@ -376,7 +376,7 @@ def test_u7_layer_weights_are_concatenation_with_tied_weights_below_a_linear_cla
     state = weighted.state_dict()
     alpha, w = state.pop("aggregate.alpha"), state["head.weight"]
     joined.load_state_dict({**state, "head.weight": torch.cat([a * w for a in alpha.ravel()], 1)})
-    same_scores(weighted, joined, schema, atol=1e-9)
+    same_scores(weighted, joined, schema, atol=1e-12)
 
 
 def test_u8_more_terms_than_the_budget_are_refused_before_they_are_made() -> None:
