@@ -111,12 +111,25 @@ class Jagged:
         mask = valid.reshape(*valid.shape, *[1] * (out.ndim - 2))
         return torch.where(mask, out, torch.zeros((), dtype=out.dtype, device=out.device)), valid
 
+    def newest(self, length: int) -> Jagged:
+        """Returns the newest `length` events of each row; itself where none has more."""
+        lengths = self.lengths()
+        if not bool((lengths > length).any()):
+            return self
+        offsets = torch.zeros_like(self.offsets)
+        torch.cumsum(lengths.clamp(max=length), 0, out=offsets[1:])
+        return self._taken(self.offsets[1:] - offsets[1:], offsets)
+
     def rows(self, index: Tensor) -> Jagged:
         """Returns some rows. `index` holds int64 row numbers, in any order, repeats allowed."""
         lengths = self.lengths()[index]
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=self.offsets.device)
         torch.cumsum(lengths, 0, out=offsets[1:])
-        shift = torch.repeat_interleave(self.offsets[:-1][index] - offsets[:-1], lengths)
+        return self._taken(self.offsets[:-1][index] - offsets[:-1], offsets)
+
+    def _taken(self, shift: Tensor, offsets: Tensor) -> Jagged:
+        """Returns rows with these offsets, whose events lie `shift` [B] further on in `values`."""
+        shift = torch.repeat_interleave(shift, offsets[1:] - offsets[:-1])
         source = torch.arange(int(offsets[-1]), device=self.offsets.device) + shift
         return Jagged({name: flat[source] for name, flat in self.values.items()}, offsets)
 

@@ -126,15 +126,21 @@ class Embeddings(nn.Module):
         return out if self._order is None else out[:, self._order]
 
     def sequence(
-        self, batch: Batch, name: str, column: str, length: int | None = None
+        self,
+        batch: Batch,
+        name: str,
+        column: str,
+        length: int | None = None,
+        side: Literal["left", "right"] = "right",
     ) -> tuple[Tensor, Tensor]:
-        """Embeds one column of a sequence, newest events kept, padding on the right.
+        """Embeds one column of a sequence as a rectangle, newest events kept.
 
         Args:
             batch: B rows.
             name: of the sequence.
             column: one that points to a table.
             length: T; the sequence's `max_length` when None.
+            side: where the padding goes. "right" puts event 0 at place 0.
 
         Returns:
             [B, T, D] with zeros at padding, and [B, T] bool, True where an event is real.
@@ -142,9 +148,26 @@ class Embeddings(nn.Module):
         declared = self.schema.sequence(name)
         table = declared.table(column)
         assert table is not None, f"{name}.{column} holds raw numbers, not row numbers"
-        ids, valid = batch.sequences[name].padded(column, length or declared.max_length)
+        past = batch.sequences[name]
+        ids, valid = past.padded(column, length or declared.max_length, side)
         ids = self._inside(ids, table, f"{name}.{column}") + self._start[table]
         return self._look_up(ids) * valid.unsqueeze(-1), valid  # [B, T, D], [B, T]
+
+    def events(self, past: Jagged, name: str, column: str) -> Tensor:
+        """Embeds one column of a sequence, event by event, without padding.
+
+        Args:
+            past: the events of a batch of the sequence, or some of them; S in total.
+            name: of the sequence.
+            column: one that points to a table.
+
+        Returns:
+            [S, D].
+        """
+        table = self.schema.sequence(name).table(column)
+        assert table is not None, f"{name}.{column} holds raw numbers, not row numbers"
+        ids = self._inside(past.values[column], table, f"{name}.{column}") + self._start[table]
+        return self._look_up(ids)
 
     def weight(self, table: str) -> Tensor:
         """Returns the rows [V, D] of one table: a view, for tied outputs and for probes."""

@@ -80,3 +80,11 @@ def test_rows_of_a_batch_picks_from_every_part() -> None:
     assert hidden.labels.block.sum() == 0
     assert not hidden.observed.block.any()
     assert batch.labels.block.sum() == 2
+
+
+@given(LENGTHS, st.integers(1, 7))
+def test_newest_equals_slicing_lists(lengths, length) -> None:
+    made, rows = jagged(lengths)
+    kept = made.newest(length)
+    flat, offsets = kept.values["c"].tolist(), kept.offsets.tolist()
+    assert [flat[a:b] for a, b in itertools.pairwise(offsets)] == [r[-length:] for r in rows]

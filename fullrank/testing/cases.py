@@ -23,11 +23,16 @@ from fullrank.schema import (
 
 
 def tiny_schema() -> Schema:
-    """Returns a schema with every kind of field, a shared and a growing table, a history and
-    two labels.
+    """Returns a schema with every kind of field, a shared and a growing table, two labels, and a
+    history of items with feedback.
     """
     return Schema(
-        tables=(Table("users", 9), Table("items", 7, grows=True), Table("tags", 5)),
+        tables=(
+            Table("users", 9),
+            Table("items", 7, grows=True),
+            Table("tags", 5),
+            Table("liked", 3),
+        ),
         fields=(
             Categorical("user", "users", "user"),
             Numeric("age", "user"),
@@ -35,7 +40,11 @@ def tiny_schema() -> Schema:
             Categorical("item", "items", "item"),
             Dense("vector", (2, 3), "item"),
         ),
-        sequences=(Sequence("history", (("item", "items"), ("time", None)), max_length=3),),
+        sequences=(
+            Sequence(
+                "history", (("item", "items"), ("liked", "liked"), ("time", None)), max_length=3
+            ),
+        ),
         labels=(Label("click"), Label("buy", given="click")),
         item="item",
     )
@@ -132,9 +141,9 @@ def planted(
 ) -> tuple[Schema, Batch, Tensor]:
     """Returns a small world whose truth is known.
 
-    Three fields of eight values. A value of `a` or `b` carries a hidden sign, as often plus as
-    minus. The log-odds are `strength` times the sign of `a` (degree 1), or times the product of
-    both signs (degree 2), where neither field alone says anything.
+    Three fields of eight values, and a past that says nothing. A value of `a` or `b` carries a
+    hidden sign, as often plus as minus. The log-odds are `strength` times the sign of `a` (degree
+    1), or times the product of both signs (degree 2), where neither field alone says anything.
 
     Returns:
         The schema, the rows, and the true probabilities [B] that no model can beat.
@@ -143,6 +152,7 @@ def planted(
     schema = Schema(
         tables=tuple(Table(name, 9) for name in names),
         fields=tuple(Categorical(name, name) for name in names),
+        sequences=(Sequence("past", (("noise", "noise"),), max_length=3),),
         labels=(Label("click"),),
     )
     block = torch.randint(1, 9, (rows, 3), generator=generator, dtype=torch.int32)

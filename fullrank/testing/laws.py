@@ -21,7 +21,7 @@ from fullrank.config import from_dict, to_dict
 from fullrank.errors import ConfigError
 from fullrank.ops.blocks import score_in_blocks
 from fullrank.ops.export import export_program, flatten
-from fullrank.schema import Categorical, Label, Schema, Table
+from fullrank.schema import Categorical, Label, Schema, Sequence, Table
 from fullrank.tap import Tap
 from fullrank.testing.cases import area_under_curve, fit, planted, random_batch, tiny_schema
 
@@ -173,6 +173,7 @@ def law_memory(cls: ModelClass) -> None:
     schema = Schema(
         tables=(Table("rows", 65), Table("items", 9)),
         fields=(Categorical("row", "rows"), Categorical("item", "items")),
+        sequences=(Sequence("past", (("item", "items"),), max_length=3),),
         labels=(Label("click"),),
     )
     batch = random_batch(schema, 64, _generator(7))
