@@ -39,6 +39,7 @@ STUDIES = {
     "sfg": "SFG (arXiv:2512.14041)",
     "rankup": "RankUp (arXiv:2604.17878)",
     "rankelastor": "RankElastor (arXiv:2605.23191)",
+    "dial": "The dial: where directions appear that small rows do not show",
 }
 FIRST_SEED = 101  # trials were written while looking at seeds below
 WORK = ROOT / "studies" / ".work"
