@@ -9,6 +9,7 @@ A broken law raises AssertionError. The caller's random state is left alone.
 from fullrank.testing.cases import (
     area_under_curve,
     fit,
+    periodic,
     planted,
     random_batch,
     random_schema,
@@ -22,6 +23,7 @@ __all__ = [
     "check_law",
     "check_model",
     "fit",
+    "periodic",
     "planted",
     "random_batch",
     "random_schema",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -158,16 +159,93 @@ def planted(
     block = torch.randint(1, 9, (rows, 3), generator=generator, dtype=torch.int32)
     sign = (block[:, :2] % 2 * 2 - 1).float()  # [B, 2]
     truth = torch.sigmoid(strength * (sign[:, 0] if degree == 1 else sign.prod(dim=1)))
-    label = (torch.rand(rows, generator=generator) < truth).float()
-    blank = random_batch(schema, rows, generator)
-    batch = replace(
-        blank,
-        categorical=Columns(names, block),
-        labels=Columns(("click",), label[:, None]),
-        observed=Columns(("click",), torch.ones(rows, 1, dtype=torch.bool)),
-        weight=torch.ones(rows),
-    )
+    batch = _labelled(schema, Columns(names, block), truth, generator)
     return schema, batch, truth
+
+
+def periodic(
+    rows: int,
+    generator: torch.Generator,
+    *,
+    length: int = 50,
+    period: int = 7,
+    noise: float = 0.3,
+    num_categories: int = 20,
+    strength: float = 3.0,
+    wrong: Literal["phase", "scattered"] = "phase",
+    phase: Literal["on", "off"] = "on",
+) -> tuple[Schema, Batch, Tensor]:
+    """Returns users with a habit that only the order of their past gives away.
+
+    Every user goes round a cycle of `period` categories of its own. The past is a whole number of
+    rounds, so each category of the cycle occurs equally often and a bag of events says nothing.
+    A target is in phase if it is the category whose turn is next. Its log-odds are `strength` in
+    phase and -`strength` out of it. Rows 2i and 2i + 1 are of one user, who is their `group`, and
+    the first of them is in phase. The field `device` says nothing.
+
+    Args:
+        rows: B.
+        generator: where the randomness comes from.
+        length: of the window; the past has the largest whole number of rounds that fits.
+        period: events of a round.
+        noise: share of past events that are replaced by categories at random; 1 is a control.
+        num_categories: of which each user's cycle takes `period`.
+        strength: logits; 0 removes the effect.
+        wrong: what a target out of phase is: another category of the cycle ("phase"), or, for
+            every second place of the cycle, one that occurs as often but without a rhythm
+            ("scattered"), whose spectrum is flat.
+        phase: "off" is the control: each past is shuffled, which leaves its bag as it was.
+
+    Returns:
+        The schema, the rows, and the true probabilities [B], for whoever knows the phase.
+    """
+    assert 2 <= period <= min(length, num_categories), (period, length, num_categories)
+    size, user = length // period * period, torch.arange(rows) // 2
+
+    def shuffled(width: int) -> Tensor:  # [U, width], each row an order of its own
+        return torch.rand((rows + 1) // 2, width, generator=generator).argsort(dim=1)
+
+    cycle = shuffled(num_categories)[:, :period] + 1  # [U, period]; place 0 is next
+    past = cycle.repeat(1, size // period)  # [U, size]
+    choice = torch.arange(1, period)
+    if wrong == "scattered":
+        choice = choice[::2]
+        free = torch.isin(torch.arange(size) % period, choice)
+        past[:, free] = past[:, free].gather(1, shuffled(int(free.sum())))
+    anything = torch.randint(1, num_categories + 1, past.shape, generator=generator)
+    replaced = torch.rand(past.shape, generator=generator) < noise
+    past = torch.where(replaced, anything, past)
+    if phase == "off":
+        past = past.gather(1, shuffled(size))
+
+    place = choice[torch.randint(len(choice), (len(cycle), 1), generator=generator)]
+    target = torch.cat([cycle[:, :1], cycle.gather(1, place)], dim=1).flatten()[:rows]
+    hidden = phase == "off" or noise == 1.0  # nothing in the past tells whose turn is next
+    truth = torch.sigmoid((0.0 if hidden else strength) * (1.0 - 2.0 * (torch.arange(rows) % 2)))
+    schema = Schema(
+        tables=(Table("category", num_categories + 1), Table("device", 5)),
+        fields=(Categorical("category", "category", "item"), Categorical("device", "device")),
+        sequences=(Sequence("past", (("category", "category"),), max_length=length),),
+        labels=(Label("click"),),
+        item="category",
+    )
+    device = torch.randint(1, 5, (rows,), generator=generator)
+    columns = Columns(("category", "device"), torch.stack([target, device], 1).int())
+    events = Jagged({"category": past[user].flatten().int()}, torch.arange(rows + 1) * size)
+    batch = _labelled(schema, columns, truth, generator)
+    return schema, replace(batch, group=user, sequences={"past": events}), truth
+
+
+def _labelled(schema: Schema, columns: Columns, truth: Tensor, generator: torch.Generator) -> Batch:
+    """Returns rows with these values and labels drawn from the truth [B]."""
+    label = (torch.rand(len(truth), generator=generator) < truth).float()
+    return replace(
+        random_batch(schema, len(truth), generator),
+        categorical=columns,
+        labels=Columns(("click",), label[:, None]),
+        observed=Columns(("click",), torch.ones(len(truth), 1, dtype=torch.bool)),
+        weight=torch.ones(len(truth)),
+    )
 
 
 def area_under_curve(scores: Tensor, labels: Tensor) -> float:
