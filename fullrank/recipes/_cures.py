@@ -1,8 +1,9 @@
 """The rankers that keep their rank, their baselines and their controls, at one data set's size.
 
 All runs of a data set share training settings and width. `table_l2` was chosen by validation AUC,
-for DCN-V2 and for FM; sets of tables share it out (D-MoE). A control has about as many parameters
-as what it is held against, and nothing of what should help.
+for DCN-V2 and for FM, which on the planted collapse needs a learning rate of its own as well; sets
+of tables share it out (D-MoE). A control has about as many parameters as what it is held against,
+and nothing of what should help.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Cures:
         prefix: of the recipes' names, the name of their file.
         train: settings of every run.
         table_l2_fm: instead of that of `train`, for what has no network: LR, FM and its SFG form.
+        learning_rate_fm: for the same ones; None is that of `train`.
         dim: width of a field embedding of the models that multiply fields.
         hidden: widths of deep parts.
         tokens: T of the token models; RankUp's sparse tokens are T less the global token and one
@@ -75,6 +77,7 @@ class Cures:
     labels: int
     elastor: tuple[int, int]
     controls: Controls
+    learning_rate_fm: float | None = None
 
     def lr(self) -> Recipe:
         """Logistic regression: the floor."""
@@ -206,6 +209,8 @@ class Cures:
 
     def _run(self, model: str, config: Any, *gains: Gain, sets: int = 1) -> Recipe:
         shallow = model in ("lr", "fm") or (model == "sfg" and config.base == "fm")
-        l2 = self.table_l2_fm if shallow else self.train.table_l2 / sets
-        train = replace(self.train, table_l2=l2)
+        train = replace(self.train, table_l2=self.train.table_l2 / sets)
+        if shallow:
+            rate = self.learning_rate_fm or self.train.learning_rate
+            train = replace(self.train, table_l2=self.table_l2_fm, learning_rate=rate)
         return Recipe(dataset=self.dataset, model=model, config=config, train=train, gains=gains)

@@ -16,5 +16,6 @@ RECIPES: Cures = Cures(
     token_dim=32,
     labels=2,
     elastor=(8, 24),
+    learning_rate_fm=1e-2,  # 1e-3 ends at a validation AUC of .867, with .9965 in reach
     controls=Controls(fm=52, dcnv2=(357, 64), expert=14, expansion=4.0),
 )
