@@ -27,18 +27,22 @@ from fullrank.diagnose.information import (
     separation,
     token_information,
 )
+from fullrank.diagnose.periodicity import record_periodicity
 from fullrank.diagnose.probe import Subset, measuring, plain, take_subset, watch
 from fullrank.diagnose.recorder import Place, Recorder, Spectrum
 from fullrank.diagnose.records import Findings, RunContext
 from fullrank.diagnose.redundancy import off_diagonal_mean
+from fullrank.diagnose.sequences import record_attention
 from fullrank.diagnose.stages import Stages
 from fullrank.embedding import Embeddings
 from fullrank.errors import MetricUndefinedError
 from fullrank.ops import spectrum
 from fullrank.schema import Bag, Categorical, Numeric, Schema
+from fullrank.target import TargetHistory
 
 TABLE_CHUNK = 65_536  # rows of a table per update
 PROJECTED = ("ia", "erank", "stable_rank")  # what is measured of a table after its projection
+EVENTS_AT_ONCE = 131_072  # of all rows that are scored together
 WIDEST_PAIRS = 64  # tokens beyond which pairwise mutual information is left out
 
 
@@ -114,7 +118,8 @@ def diagnose(
         options.row_norms,
         keep=("head_in", "tokens", "embed"),
     )
-    scores = _score(model, subset, stages, options.chunk)
+    chunk = _chunk(model, options.chunk)
+    scores = _score(model, subset, stages, chunk)
     with measuring(model):
         for label, score in scores.items():
             _record_scores(out, label, score, subset.batch)
@@ -122,6 +127,8 @@ def diagnose(
             _record_tables(out, prefix, table, counts or {})
         _record_projections(out, model, tables, counts or {})
         stages.report()
+        record_attention(out, model, subset.batch, chunk)
+        record_periodicity(out, model, subset.batch)
         if options.information:
             _record_information(out, stages, scores, subset.batch)
     return out.findings
@@ -173,6 +180,14 @@ def _embeddings(model: nn.Module) -> dict[str, Embeddings]:
     found = {n: m for n, m in model.named_modules() if isinstance(m, Embeddings)}
     main = next((n for n in found if n.rpartition(".")[2] == "embeddings"), next(iter(found), ""))
     return {"" if n == main else f"{n}/": m for n, m in found.items()}
+
+
+def _chunk(model: nn.Module, most: int) -> int:
+    """Returns how many rows to score at once: fewer where they carry long histories."""
+    history = getattr(model, "history", None)
+    if not isinstance(history, TargetHistory):
+        return most
+    return min(most, max(1, EVENTS_AT_ONCE // history.length))
 
 
 def _score(model: nn.Module, subset: Subset, stages: Stages, chunk: int) -> dict[str, Tensor]:
@@ -298,22 +313,33 @@ def _record_information(
         x = torch.cat(stages.kept[hook])  # [n, T, D]
         if 2 <= x.shape[1] <= WIDEST_PAIRS and len(x) >= 64:
             _record_token_information(out, stages, hook, x)
-    if "head_in" not in stages.kept or not scores:
+    if not scores:
         return
-    x, label = torch.cat(stages.kept["head_in"]).flatten(1), next(iter(scores))
-    known = batch.observed[label].bool()
-    x, y = x[known], batch.labels[label][known]
-    half = len(x) // 2
-    if min((y[:half] > 0.5).sum(), (y[half:] > 0.5).sum()) == 0 or bool((y > 0.5).all()):
+    label = next(iter(scores))
+    known, y = batch.observed[label].bool(), batch.labels[label]
+    if "head_in" in stages.kept:
+        x = torch.cat(stages.kept["head_in"]).flatten(1)
+        _record_label_information(out, "head_in", x[known], y[known])
+    for hook, parts in stages.pooled.items():
+        x = torch.cat(parts)  # [n, D], NaN where a history is empty
+        told = known & x[:, 0].isfinite()
+        _record_label_information(out, hook, x[told], y[told], row_filter="valid")
+
+
+def _record_label_information(
+    out: Recorder, hook: str, x: Tensor, y: Tensor, row_filter: str = "all"
+) -> None:
+    half, d = len(x) // 2, x.shape[1]
+    if any(int((side > 0.5).sum()) in (0, len(side)) for side in (y[:half], y[half:])):
         return
     k = clusters_for(half, labels=2)
     found = label_information(x, y, k=k)
-    place = _information_place(
-        "head_in", f"label_mi:head_in:k{k}", found.n, x.shape[1], math.log(2)
-    )
+    place = _information_place(hook, f"label_mi:{hook}:k{k}", found.n, d, math.log(2))
+    place = replace(place, row_filter=row_filter)
     for metric in ("plug_in", "corrected", "shuffled", "std"):
         out.add(place, f"mi_{metric}", getattr(found, metric), accumulator="A6")
-    place = _information_place("head_in", "head_in:label", half, x.shape[1], 1.0)
+    place = _information_place(hook, f"{hook}:label", half, d, 1.0)
+    place = replace(place, row_filter=row_filter)
     out.add(place, "separation", separation(x, y))
     try:
         out.add(place, "probe_auc", probe_auc(x, y))

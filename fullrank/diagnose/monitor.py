@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fullrank.batch import Batch
 from fullrank.diagnose.probe import tap_names, watch
 from fullrank.diagnose.records import Record, RunContext, append_records
+from fullrank.diagnose.sequences import is_gate
 from fullrank.ops import spectrum
 
 
@@ -39,25 +40,28 @@ class EffectiveRank:
     def __init__(self, taps: str, context: RunContext, rows: int = 512) -> None:
         self.taps, self.context, self.rows = taps, context, rows
         self._seen: dict[str, Tensor] = {}
-        self._axes: dict[str, str] = {}
+        self._valid: dict[str, Tensor] = {}
 
     def observe(self, name: str, x: Tensor, axes: str, batch: Batch | None) -> None:
-        """Keeps the first rows."""
+        """Keeps the first rows; of sequences real events, evenly from all rows of the batch."""
         if axes == "B T":
-            return  # the mask of a sequence
+            self._valid[name.removesuffix("_valid")] = x
+            return
+        if axes == "B T D":
+            if is_gate(name):
+                return
+            x = x[self._valid[name]] if name in self._valid else x.flatten(0, 1)
+            x = x[:: max(1, len(x) // self.rows)]
         kept = self._seen.get(name, x[:0])
         if len(kept) < self.rows:
             self._seen[name] = torch.cat([kept, x[: self.rows - len(kept)]])
-            self._axes[name] = axes
 
     def report(self) -> list[Record]:
         """Returns one record per tap: the mean over fields, tokens or experts."""
-        return [self._record(name, x) for name, x in self._seen.items()]
+        return [self._record(name, x) for name, x in self._seen.items() if len(x)]
 
     def _record(self, name: str, x: Tensor) -> Record:
         stacked = x.unsqueeze(1) if x.ndim == 2 else x  # [n, G, D]
-        if self._axes[name] == "B T D":
-            stacked = x.flatten(0, 1).unsqueeze(1)[: self.rows]
         centred = (stacked - stacked.mean(0)).transpose(0, 1)  # [G, n, D]
         n, d = centred.shape[1:]
         # cost: min(n, D)^3 per group; the smaller Gram matrix is exact enough for an entropy

@@ -4,7 +4,8 @@ Which matrix is taken where follows from the axes that a tap declares:
 
     B F D   one field over the batch (M2), all fields flattened (M3), the fields of a sample (M4)
     B N D   the tokens of a sample (M4), one token over the batch (M5)
-    B T D   all sequence positions pooled (M6); a tap `<name>_valid` with axes "B T" masks padding
+    B T D   the newest 32 sequence positions of every sample, pooled (M6); a tap `<name>_valid` with
+            axes "B T" masks padding; a tap `nlir` or `gate` holds the values of a gate
     B E D   one expert over the batch (M7), correlation between experts
     B D     the batch as it is: M8 for `head_in`, else M3; a tap `gate` holds weights of experts
 """
@@ -27,6 +28,14 @@ from fullrank.diagnose.redundancy import (
     Redundancy,
     block_summary,
     off_diagonal_mean,
+)
+from fullrank.diagnose.sequences import (
+    MOST_EVENTS,
+    GateValues,
+    is_gate,
+    newest,
+    pooled,
+    record_gates,
 )
 
 CORE = ("erank", "ia", "stable_rank", "pr", "dead_fraction@1e-3")
@@ -100,6 +109,9 @@ class Stages:
         self.rows: dict[str, int] = {}
         self.mixed: dict[str, set[str]] = {}  # tap -> fields that other fields move
         self.gates: dict[str, GateUse] = {}
+        self.gate_values: dict[str, GateValues] = {}
+        self.pooled: dict[str, list[Tensor]] = {}  # tap -> mean sequence tokens [B, D], float32
+        self.cut: set[str] = set()  # taps with samples of more sequence tokens than are pooled
         self.samples: dict[tuple[str, str, bool], TokenSpectra] = {}  # (tap, row norm, centred)
         self.columns: dict[tuple[str, str], Moments] = {}
         self.flat: dict[tuple[str, str], Spectrum] = {}
@@ -117,12 +129,20 @@ class Stages:
         if axes == "B D" and name.rpartition(".")[2] == "gate":
             self.gates.setdefault(name, GateUse(x.shape[1])).update(x)
             return
+        if axes == "B T D":
+            valid = self._valid.get(name, x.new_ones(x.shape[:2], dtype=torch.bool))
+            if is_gate(name):
+                self.gate_values.setdefault(name, GateValues()).update(x[newest(valid)])
+                return
+            self.pooled.setdefault(name, []).append(pooled(x, valid).float())
         self.axes[name], self.shape[name] = axes, tuple(x.shape[1:])
         if name in self.keep:
             self.kept.setdefault(name, []).append(x.float())
         if axes == "B T D":
-            mask = self._valid.get(name)
-            x = x.flatten(0, 1) if mask is None else x[mask]
+            recent = newest(valid)
+            if bool((recent != valid).any()):
+                self.cut.add(name)
+            x = x[recent]
         if axes == "B F D" and name not in self.mixed:
             self.mixed[name] = self._moved_by_others(x, batch)
         self.rows[name] = self.rows.get(name, 0) + x.shape[0]
@@ -182,7 +202,7 @@ class Stages:
         out, before = self.out, len(self.out.findings.records)
         for name, axes in self.axes.items():
             for norm in self.row_norms:
-                if (name, norm) in self.flat:
+                if (name, norm) in self.flat and self.rows[name]:  # histories may all be empty
                     out.both(self._flat_place(name, axes, norm), self.flat[name, norm])
                 for centred in (False, True):
                     if (name, norm, centred) in self.samples:
@@ -193,6 +213,8 @@ class Stages:
                 self._record_related(out, name, axes)
         for name, gate in self.gates.items():
             _record_gate(out, name, gate)
+        for name, values in self.gate_values.items():
+            record_gates(out, name, values)
         if self.pair is not None:
             place = self._related_place(
                 self._left_hook, "redundancy:left x right", self.pair.moments.n
@@ -228,6 +250,7 @@ class Stages:
         kind = f"seq_tokens:{name}" if axes == "B T D" else f"batch_flat:{name}"
         if axes == "B D" and name.rpartition(".")[2] == "head_in":
             kind = "head_in"
+        cut = f"newest {MOST_EVENTS} of a sample" if name in self.cut else ""
         return Place(
             hook=name,
             kind=kind,
@@ -236,7 +259,7 @@ class Stages:
             bounds=(min(n, d, raw), min(n - 1, d, centred)),
             row_norm=norm,
             row_filter="valid" if name in self._valid else "all",
-            approx=self.flat[name, norm].approx,
+            approx=self.flat[name, norm].approx or cut,
         )
 
     def _record_samples(self, out: Recorder, name: str, norm: str, centred: bool) -> None:
