@@ -15,12 +15,17 @@ from fullrank.data.spec import Category, History, Number, Tags, Target, Vector
 from fullrank.data.text import BadRows
 from fullrank.errors import DataMissingError
 
-# How each dataset is cut: by time, by the order of a file that is in time order, or at random.
+# How each dataset is cut: by time, by place in the sequence of a user, by the order of a file that
+# is in time order, or at random.
 CUT = {
+    "amazon_beauty": "place",
+    "amazon_games": "place",
     "avazu": "time",
     "collm_ml1m": "time",
     "ml_100k": "time",
+    "ml_100k_users": "time",
     "ml_1m": "time",
+    "ml_1m_impressions": "place",
     "ml_20m": "time",
     "ml_latest": "time",
     "simulated": "time",

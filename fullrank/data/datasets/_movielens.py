@@ -69,8 +69,8 @@ _SCHEMA: dict[str, pl.DataType] = {
 class Ratings:
     """All ratings, sorted by user and time, and where the past of each begins and ends.
 
-    The past of row i is [begin[i], end[i]): ratings of the same user at earlier times, at most
-    `LENGTH`. Ratings of one second do not see one another.
+    The past of row i is [begin[i], end[i]): the newest ratings of the same user at earlier times.
+    Ratings of one second do not see one another.
 
     Args:
         rows: columns user, item, rating, time, click; [N] rows.
@@ -83,8 +83,13 @@ class Ratings:
     end: np.ndarray
 
     @classmethod
-    def of(cls, ratings: pl.LazyFrame) -> Ratings:
-        """Sorts ratings with columns user, item, rating, time."""
+    def of(cls, ratings: pl.LazyFrame, length: int | None = None) -> Ratings:
+        """Sorts ratings with columns user, item, rating, time.
+
+        Args:
+            ratings: in any order.
+            length: past events kept, `LENGTH` when None.
+        """
         typed = ratings.select(pl.col(name).cast(_SCHEMA[name]) for name in list(_SCHEMA)[:4])
         rows = typed.sort("user", "time", maintain_order=True).collect()
         rows = rows.with_columns(click=(pl.col("rating") >= LIKED).cast(pl.Int8))
@@ -94,7 +99,7 @@ class Ratings:
         place = np.arange(len(user))
         user_start = np.maximum.accumulate(np.where(new_user, place, 0))
         end = np.maximum.accumulate(np.where(new_time, place, 0))
-        return cls(rows, np.maximum(user_start, end - LENGTH), end)
+        return cls(rows, np.maximum(user_start, end - (LENGTH if length is None else length)), end)
 
     def frame(self, index: np.ndarray, columns: list[str]) -> pl.DataFrame:
         """Returns rows with their past events, oldest first.
@@ -147,7 +152,11 @@ class Ratings:
 
 
 def splits(
-    ratings: pl.LazyFrame, movies: pl.LazyFrame, users: pl.LazyFrame | None = None
+    ratings: pl.LazyFrame,
+    movies: pl.LazyFrame,
+    users: pl.LazyFrame | None = None,
+    *,
+    length: int | None = None,
 ) -> Splits:
     """Returns rows with past events and joined properties, cut 80 : 10 : 10 by global time.
 
@@ -155,12 +164,13 @@ def splits(
         ratings: user, item, rating, time (unix seconds).
         movies: item, title, genres ("Action|Drama").
         users: user and demographics.
+        length: past events kept, `LENGTH` when None.
     """
     movies = movies.with_columns(
         pl.col("item").cast(pl.Int32),
         year=year_of("title"),
     )
-    cut = by_time(Ratings.of(ratings).lazy(), "time")
+    cut = by_time(Ratings.of(ratings, length).lazy(), "time")
     joined = {}
     for name, rows in cut.items():
         rows = rows.join(movies, on="item", how="left", maintain_order="left")

@@ -78,21 +78,28 @@ _MOVIES: dict[str, Kind] = {
 
 def load(root: Path, bad_rows: BadRows) -> Splits:
     """Reads `ml-100k/u.data`, `u.user` and `u.item`; splits 80 : 10 : 10 by time."""
+    return movielens.splits(*read(NAME, root, bad_rows))
+
+
+def read(
+    name: str, root: Path, bad_rows: BadRows
+) -> tuple[pl.LazyFrame, pl.LazyFrame, pl.LazyFrame]:
+    """Returns ratings, movies and users, for the data set of this name."""
     folder = root / "ml-100k"
     pipes = Dialect(separator="|", quote="", header=False, encoding="latin-1")
     tabs = Dialect(separator="\t", quote="", header=False)
     ratings = read_delimited(
-        find(NAME, folder, ("u.data",), LICENCE), _RATINGS, bad_rows, dialect=tabs
+        find(name, folder, ("u.data",), LICENCE), _RATINGS, bad_rows, dialect=tabs
     )
     users = read_delimited(
-        find(NAME, folder, ("u.user",), LICENCE), _USERS, bad_rows, dialect=pipes
+        find(name, folder, ("u.user",), LICENCE), _USERS, bad_rows, dialect=pipes
     )
     movies = read_delimited(
-        find(NAME, folder, ("u.item",), LICENCE), _MOVIES, bad_rows, dialect=pipes
+        find(name, folder, ("u.item",), LICENCE), _MOVIES, bad_rows, dialect=pipes
     )
     flags = [pl.when(pl.col(g) == 1).then(pl.lit(g)) for g in _GENRES]
     genres = pl.concat_list(flags).list.drop_nulls().list.join("|")
-    return movielens.splits(ratings, movies.select("item", "title", genres=genres), users)
+    return ratings, movies.select("item", "title", genres=genres), users
 
 
 def sample() -> pl.DataFrame:
