@@ -22,17 +22,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from fullrank.config import from_dict, require, to_dict
+from fullrank.config import from_dict, require
 from fullrank.data.oracle import best_scores
 from fullrank.data.split import by_time
 from fullrank.data.traffic import ads, windows
-from fullrank.data.world import START, Ints, Truth, World
+from fullrank.data.truth import Ints, Truth
+from fullrank.data.world import START, World
 from fullrank.disk import written_whole
 from fullrank.errors import DataFormatError, DataMissingError
 
 Progress = Callable[[int], None]  # told how many more rows are done
 FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}  # of the days
 ROW_GROUP = 131_072
+GROUP_BYTES = 2**28  # of a row group in memory, however long the histories are
 
 
 def simulate(world: World, folder: Path, *, progress: Progress | None = None) -> Path:
@@ -62,7 +64,7 @@ def simulate(world: World, folder: Path, *, progress: Progress | None = None) ->
                 hidden.add(secret)
                 if progress is not None:
                     progress(served)
-        _write_json(place / "world.json", {"world": to_dict(world), "starts": _starts(world)})
+        _write_json(place / "world.json", {"world": world.plain(), "starts": _starts(world)})
         _write_json(place / "truth.json", best(place))
     return folder
 
@@ -273,12 +275,12 @@ def _wide_rows(
 
 
 class _Rows:
-    """Writes tables into one Parquet file, in row groups of ROW_GROUP rows."""
+    """Writes tables into one Parquet file, in row groups of ROW_GROUP rows or fewer."""
 
     def __init__(self, path: Path, compression: str = "zstd") -> None:
         self.path, self.compression = path, compression
         self.tables: list[pa.Table] = []
-        self.waiting = 0
+        self.waiting = self.bytes = 0
         self.writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> _Rows:
@@ -288,7 +290,8 @@ class _Rows:
         """Adds rows; they may stay in memory until a row group is full."""
         self.tables.append(table)
         self.waiting += len(table)
-        if self.waiting >= ROW_GROUP:
+        self.bytes += table.nbytes
+        if self.waiting >= ROW_GROUP or self.bytes >= GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -301,7 +304,7 @@ class _Rows:
                 use_dictionary=self.compression == "zstd",
             )
         self.writer.write_table(table, row_group_size=len(table))
-        self.tables, self.waiting = [], 0
+        self.tables, self.waiting, self.bytes = [], 0, 0
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self.tables:

@@ -9,17 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fullrank.data.world import (
-    DEVICES,
-    HIDDEN_DIM,
-    PLACEMENTS,
-    START,
-    Floats,
-    Impressions,
-    Ints,
-    Truth,
-    draw,
-)
+from fullrank.data.truth import Floats, Impressions, Ints, Truth, draw
+from fullrank.data.world import DEVICES, HIDDEN_DIM, PLACEMENTS, START
+
+EVENTS = 2**22  # past events that are laid out at a time
 
 
 def windows(truth: Truth) -> Iterator[tuple[pa.Table, pa.Table, int]]:
@@ -33,7 +26,7 @@ def windows(truth: Truth) -> Iterator[tuple[pa.Table, pa.Table, int]]:
         impressions served, which is larger where negatives are dropped.
     """
     w = truth.world
-    past = Past(truth)
+    past = Diary(truth) if truth.habits is not None else Past(truth)
     length = max(1, round(w.refresh_hours * 3600))
     edges = np.append(np.arange(0, round(w.days * 86400), length), round(w.days * 86400))
     # Traffic follows the day: half as many requests at night as the mean.
@@ -53,7 +46,15 @@ def windows(truth: Truth) -> Iterator[tuple[pa.Table, pa.Table, int]]:
             x = Impressions(**{name: value[:served] for name, value in vars(x).items()})
         outcome = _outcome(truth, rng, x)
         impression = first_request * w.slots + np.arange(served)
-        yield *_tables(truth, x, outcome, past, impression), served
+        for part in _parts(served, past.length):
+            tables = _tables(
+                truth,
+                Impressions(**{name: value[part] for name, value in vars(x).items()}),
+                {name: value[part] for name, value in outcome.items()},
+                past,
+                impression[part],
+            )
+            yield *tables, part.stop - part.start
         clicked = outcome["click"] == 1
         past.add(x.user[clicked], x.ad[clicked], x.time[clicked])
         first_request += int(count)
@@ -75,8 +76,11 @@ def _served(
 
     user = slots(draw(rng, cumulative[0], requests))
     ad = draw(rng, cumulative[1], n)
+    time = slots(np.sort(rng.integers(*bounds, requests)))
+    if truth.habits is not None:
+        ad = truth.habits.served(rng, user, (time - START) // 86400)
     return Impressions(
-        time=slots(np.sort(rng.integers(*bounds, requests))),
+        time=time,
         user=user,
         ad=ad,
         device=slots(rng.integers(0, len(DEVICES), requests)),
@@ -84,7 +88,7 @@ def _served(
         position=np.tile(np.arange(w.slots), requests),
         contexts=slots(rng.integers(0, w.context_size, (requests, w.num_contexts))),
         partner=slots(rng.integers(0, w.partner_size, requests)),
-        match=past.match(user, truth.ad_category[ad]),
+        match=past.match(user, truth.ad_category[ad], time),
     )
 
 
@@ -118,7 +122,7 @@ def _tables(
     keep = np.flatnonzero(outcome["kept"])
     user, ad = x.user[keep], x.ad[keep]
     o = {name: value[keep] for name, value in outcome.items()}
-    history_ad, history_category, history_time = past.lists(user)
+    history_ad, history_category, history_time = past.lists(user, x.time[keep])
     log = {
         "impression": impression[keep],
         "request": impression[keep] // truth.world.slots,
@@ -173,22 +177,30 @@ class Past:
         ago = np.sort(rng.integers(1, 30 * 86400, shape), axis=1)[:, ::-1]
         self.time = START - ago  # oldest first; the newest `count` of each row are real
 
-    def match(self, user: Ints, category: Ints) -> Floats:
+    def match(self, user: Ints, category: Ints, time: Ints) -> Floats:
         """Returns the share of each user's events that are in a category, NaN without events."""
-        count = self.count[user]
-        real = np.arange(self.length) >= self.length - count[:, None]  # [n, L]
-        hits = (self.category[self.ad[user]] == category[:, None]) & real
-        return np.where(count > 0, hits.sum(1) / np.maximum(count, 1), np.nan)
+        shares = np.full(len(user), np.nan)
+        for part in _parts(len(user), self.length):
+            ad, _, real = self._events(user[part], time[part])
+            hits = ((self.category[ad] == category[part, None]) & real).sum(1)
+            count = real.sum(1)
+            np.divide(hits, count, out=shares[part], where=count > 0)
+        return shares
 
-    def lists(self, user: Ints) -> tuple[pa.Array, pa.Array, pa.Array]:
+    def lists(self, user: Ints, time: Ints) -> tuple[pa.Array, pa.Array, pa.Array]:
         """Returns ads, categories and times of the past events of each row."""
-        count = self.count[user]
-        real = np.arange(self.length) >= self.length - count[:, None]  # [n, L]
-        offsets = pa.array(np.append(0, np.cumsum(count)).astype(np.int32))
-        ads, times = self.ad[user][real], self.time[user][real]
-        columns = (ads, self.category[ads], times)
-        ad, category, time = (pa.ListArray.from_arrays(offsets, pa.array(c)) for c in columns)
-        return ad, category, time
+        ad, at, real = self._events(user, time)
+        offsets = pa.array(np.append(0, np.cumsum(real.sum(1))).astype(np.int32))
+        ads = ad[real]
+        columns = (ads, self.category[ads], at[real])
+        lists = (pa.ListArray.from_arrays(offsets, pa.array(c)) for c in columns)
+        history_ad, history_category, history_time = lists
+        return history_ad, history_category, history_time
+
+    def _events(self, user: Ints, time: Ints) -> tuple[NDArray[np.int32], Ints, NDArray[np.bool_]]:
+        """Returns ads and times [n, L] of the events before `time`, and which of them are real."""
+        real = np.arange(self.length) >= self.length - self.count[user][:, None]
+        return self.ad[user], self.time[user], real
 
     def add(self, user: Ints, ad: Ints, time: Ints) -> None:
         """Appends clicks, given in order of time."""
@@ -205,6 +217,34 @@ class Past:
             ring[touched] = np.take_along_axis(ring[touched], source, axis=1)
             ring[user[order][kept], place[kept]] = value[order][kept]
         self.count[touched] = np.minimum(self.count[touched] + new, self.length)
+
+
+class Diary(Past):
+    """One event a day of every user, whatever is clicked; see `fullrank.data.habits`."""
+
+    def __init__(self, truth: Truth) -> None:
+        assert truth.habits is not None
+        w = truth.world
+        self.length, self.category = w.history_length, truth.ad_category.astype(np.int32)
+        self.ad = truth.habits.diary().astype(np.int32)  # [U, L + days]
+        second = w.stream("diary times").integers(0, 86400, self.ad.shape)
+        self.time = START + (np.arange(self.ad.shape[1]) - self.length) * 86400 + second
+
+    def _events(self, user: Ints, time: Ints) -> tuple[NDArray[np.int32], Ints, NDArray[np.bool_]]:
+        day = (time - START) // 86400
+        at = day[:, None] + np.arange(self.length)  # the day before the impression comes last
+        real = np.ones(at.shape, dtype=np.bool_)
+        return self.ad[user[:, None], at], self.time[user[:, None], at], real
+
+    def add(self, user: Ints, ad: Ints, time: Ints) -> None:
+        """Leaves the diary as it is: a click would shift what the order tells."""
+
+
+def _parts(rows: int, length: int) -> Iterator[slice]:
+    """Yields stretches of rows that have EVENTS past events or fewer."""
+    step = max(1, EVENTS // max(1, length))
+    for begin in range(0, rows, step):
+        yield slice(begin, min(begin + step, rows))
 
 
 def ads(truth: Truth) -> pa.Table:

@@ -1,27 +1,23 @@
-"""The world behind a simulated ad log: its dials, its hidden tables, its true probabilities.
-
-Every hidden table is centred under the frequencies of the world, so that an interaction carries
-no main effect, and scaled to unit deviation, so that a dial is a deviation in logits.
-"""
+"""The dials of a simulated ad log."""
 
 from __future__ import annotations
 
+import math
 import zlib
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fullrank.config import require, require_between, require_positive
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from fullrank.config import require, require_between, require_positive, to_dict
 
 START = 1_704_067_200  # 2024-01-01T00:00:00Z, unix seconds
 DEVICES = ("desktop", "phone", "tablet", "tv")
 PLACEMENTS = ("banner", "feed", "search", "sidebar", "story")
 HIDDEN_DIM = 8  # width of a taste, and of an item vector
+ROUNDS = {"weekly": (7, 7), "monthly": (30, 5)}  # days of a round, categories in it
+# Dials that are younger than logs which lie on disks: see World.plain.
+_YOUNGER = ("weekly", "monthly", "habit_noise", "context_taste", "context_history")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +61,16 @@ class World:
         follow_up_hours: time between the last request and the end of the log.
         negatives_dropped: share of impressions without click that the log leaves out; the others
             get weight 1 / (1 - share).
+        weekly: strength of a habit with a round of 7 days, see `fullrank.data.habits`. With a
+            habit, the past is a diary of one event a day instead of clicks, and ads come from the
+            categories of the user's habits, half of them on their day: a click on one of these
+            gains the strength, on another loses it.
+        monthly: the same with a round of 30 days; with both, each has half of the days and slots.
+        habit_noise: share of the diary that follows no habit; at 1 no habit has an effect.
+        context_taste: strength of products between the fields `context_0` and so on and the ad's
+            category.
+        context_history: as `history_relevance`, times a factor of mean 0 and deviation 1 that
+            these fields decide: a product of static fields with behaviour.
 
     Raises:
         ConfigError: a dial has an impossible value.
@@ -100,6 +106,11 @@ class World:
     window_hours: float = 24.0
     follow_up_hours: float = 12.0
     negatives_dropped: float = 0.0
+    weekly: float = 0.0
+    monthly: float = 0.0
+    habit_noise: float = 0.3
+    context_taste: float = 0.0
+    context_history: float = 0.0
 
     def __post_init__(self) -> None:
         require_positive(self, "num_rows", "slots", "days", "refresh_hours", "window_hours")
@@ -109,11 +120,12 @@ class World:
         require_between(self, 0, 2**63 - 1, "seed")
         require_between(self, 0.001, 0.999, "click_rate")
         require_between(self, 0.0, 0.999, "negatives_dropped")
-        require_between(self, 0.0, 1.0, "text_noise")
+        require_between(self, 0.0, 1.0, "text_noise", "habit_noise")
         require_between(self, 0.0, 1e6, "mean_delay_hours", "follow_up_hours", "vector_noise")
         require_between(self, 0.0, 5.0, "popularity_skew", "activity_skew")
         require_between(self, 0.0, 50.0, "main", "taste", "cross", "position_bias")
         require_between(self, 0.0, 50.0, "history_relevance", "partner", "drift")
+        require_between(self, 0.0, 50.0, "weekly", "monthly", "context_taste", "context_history")
         require(
             0 <= self.conversion_rate < 0.99 * self.share_in_window(),
             where="World.conversion_rate",
@@ -122,6 +134,60 @@ class World:
             "inside the window",
             fix="lower it, lower mean_delay_hours, or raise window_hours",
         )
+        for name in ("context_taste", "context_history"):
+            self._refuse_idle(name, self.num_contexts > 0, "num_contexts=2")
+        self._refuse_idle("habit_noise", bool(self.habits()), "weekly=3.0")
+        if self.habits():
+            self._check_habits()
+
+    def _refuse_idle(self, name: str, is_read: bool, fix: str) -> None:
+        default = type(self).__dataclass_fields__[name].default
+        require(
+            is_read or getattr(self, name) == default,
+            where=f"World.{name}",
+            found=f"{getattr(self, name)}, which nothing reads",
+            expected=f"{default}, or a world with {fix.split('=')[0]} above zero",
+            fix=f"leave {name} out, or set {fix}",
+        )
+
+    def _check_habits(self) -> None:
+        days = self.round_days()
+        near = min(max(round(self.history_length / days), 1), 1000 // days) * days
+        require(
+            self.history_length % days == 0 < self.history_length,
+            where="World.history_length",
+            found=self.history_length,
+            expected=f"whole rounds of the habits, {days} days: with a part of one, the past "
+            "without its order would tell what comes next",
+            fix=f"use {near}",
+        )
+        needed = sum(categories for _, categories in ROUNDS.values())
+        topics = max(needed, min(self.num_categories, self.num_ads // 5))
+        require(
+            needed <= self.num_categories <= self.num_ads // 5,
+            where="World.num_categories",
+            found=f"{self.num_categories} with num_ads={self.num_ads}",
+            expected=f"at least {needed} for the habits, and five ads for each",
+            fix=f"use num_categories={topics} and num_ads={max(5 * topics, self.num_ads)}",
+        )
+
+    def habits(self) -> tuple[str, ...]:
+        """Returns the habits that are on, of "weekly" and "monthly"."""
+        return tuple(name for name in ROUNDS if getattr(self, name) > 0)
+
+    def round_days(self) -> int:
+        """Returns the days after which all habits that are on begin anew; 1 without any."""
+        return math.lcm(*(ROUNDS[name][0] for name in self.habits()))
+
+    def plain(self) -> dict[str, Any]:
+        """Returns plain JSON types, for files and names of files; `from_dict` is the inverse.
+
+        A dial that did not exist when the first logs were written is left out at its default, so
+        that a log of old is still found as the log of the same world.
+        """
+        defaults = {f.name: f.default for f in fields(self)}
+        whole: dict[str, Any] = to_dict(self)
+        return {k: v for k, v in whole.items() if k not in _YOUNGER or v != defaults[k]}
 
     def share_in_window(self) -> float:
         """Returns the share of delays that are not longer than the window."""
@@ -133,241 +199,3 @@ class World:
         """Returns a random stream of its own, so that one dial does not shift another's draws."""
         key = np.random.SeedSequence(self.seed, spawn_key=(zlib.crc32(name.encode()), number))
         return np.random.Generator(np.random.PCG64(key))
-
-
-@dataclass(frozen=True)
-class Impressions:
-    """What decides a click, as numbers counted from 0, n rows.
-
-    Args:
-        time: [n] unix seconds.
-        user: [n].
-        ad: [n].
-        device: [n] place in DEVICES.
-        placement: [n] place in PLACEMENTS.
-        position: [n] slot, the topmost is 0.
-        contexts: [n, num_contexts].
-        partner: [n].
-        match: [n] share of past events in the ad's category; NaN where there is no past.
-    """
-
-    time: Ints
-    user: Ints
-    ad: Ints
-    device: Ints
-    placement: Ints
-    position: Ints
-    contexts: Ints
-    partner: Ints
-    match: Floats
-
-    def hour(self) -> Ints:
-        """Returns the hour of the day, UTC, [n]."""
-        return self.time // 3600 % 24
-
-
-class Truth:
-    """The hidden tables of a world, and the true probabilities that follow from them.
-
-    Args:
-        world: the dials.
-    """
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self._draw_ads()
-        self._draw_users()
-        self._draw_main_effects()
-        self._draw_interactions()
-        self.click_intercept = self.conversion_intercept = 0.0
-        self._calibrate()
-
-    def _draw_ads(self) -> None:
-        w, rng = self.world, self.world.stream("ads")
-        campaigns = max(2, w.num_ads // 5)
-        advertisers = max(2, campaigns // 4)
-        self.ad_share = rng.permutation(_zipf(w.num_ads, w.popularity_skew))
-        self.ad_campaign = rng.permutation(np.arange(w.num_ads) % campaigns)
-        campaign_advertiser = rng.permutation(np.arange(campaigns) % advertisers)
-        campaign_category = rng.permutation(np.arange(campaigns) % w.num_categories)
-        self.ad_advertiser = campaign_advertiser[self.ad_campaign]
-        self.ad_category = campaign_category[self.ad_campaign]
-        self.category_share = _shares(self.ad_category, self.ad_share, w.num_categories)
-        self.bid = np.round(np.exp(rng.normal(0.0, 0.7, w.num_ads)), 3)
-        topic = rng.normal(size=(w.num_categories, HIDDEN_DIM))
-        own = rng.normal(size=(w.num_ads, HIDDEN_DIM))
-        hidden = topic[self.ad_category] + 0.7 * own
-        self.ad_hidden = _standard(hidden, self.ad_share)  # [A, D]
-
-    def _draw_users(self) -> None:
-        w, rng = self.world, self.world.stream("users")
-        self.user_share = rng.permutation(_zipf(w.num_users, w.activity_skew))
-        self.age = rng.integers(18, 75, w.num_users)
-        self.favourite = rng.integers(0, w.num_categories, w.num_users)
-        self.user_hidden = _standard(rng.normal(size=(w.num_users, HIDDEN_DIM)), self.user_share)
-
-    def _draw_main_effects(self) -> None:
-        """Draws tables of mean 0 and deviation 1; together they have deviation `main`."""
-        w, rng = self.world, self.world.stream("main")
-
-        def effect(share: Floats) -> Floats:
-            return _standard(rng.normal(size=len(share)), share)
-
-        flat = {n: np.full(n, 1.0 / n) for n in (len(DEVICES), len(PLACEMENTS), 24)}
-        self.user_main, self.ad_main = effect(self.user_share), effect(self.ad_share)
-        self.user_main = self.user_main + _standard(self.age.astype(float), self.user_share)
-        self.ad_main = self.ad_main - _standard(np.log(self.bid), self.ad_share)
-        self.device_main = effect(flat[len(DEVICES)])
-        self.placement_main = effect(flat[len(PLACEMENTS)])
-        self.hour_main = effect(flat[24])
-        even = np.full(w.context_size, 1.0 / w.context_size)
-        self.context_main = np.array([effect(even) for _ in range(w.num_contexts)])
-        self.context_main = self.context_main.reshape(w.num_contexts, w.context_size)
-        self.main_scale = w.main / np.sqrt(7 + w.num_contexts)
-        self.user_conversion, self.ad_conversion = effect(self.user_share), effect(self.ad_share)
-
-    def _draw_interactions(self) -> None:
-        w, rng = self.world, self.world.stream("interactions")
-        # E[(u . a)^2] for independent u and a of mean 0 is the sum of Cov(u) * Cov(a).
-        covariance = [
-            (x * share[:, None]).T @ x
-            for x, share in (
-                (self.user_hidden, self.user_share),
-                (self.ad_hidden, self.ad_share),
-            )
-        ]
-        self.taste_scale = 1.0 / np.sqrt(float((covariance[0] * covariance[1]).sum()))
-        places = np.full(len(PLACEMENTS), 1.0 / len(PLACEMENTS))
-        self.cross = _interaction(
-            rng.normal(size=(len(PLACEMENTS), w.num_categories)), places, self.category_share
-        )
-        self.drift = _standard(rng.normal(size=w.num_categories), self.category_share)
-        even = np.full(w.partner_size, 1.0 / w.partner_size)
-        keys = {"ad": np.arange(w.num_ads), "campaign": self.ad_campaign}
-        keys["advertiser"] = self.ad_advertiser
-        self.ad_partner = np.zeros((w.num_ads, w.partner_size))
-        self.user_partner = np.zeros((w.num_users, w.partner_size))
-        for name in w.low_rank_fields:
-            part = w.stream("partner " + name)
-            if name == "user":
-                table = part.normal(size=(w.num_users, w.partner_size))
-                self.user_partner += _interaction(table, self.user_share, even)
-            else:
-                key = keys[name]
-                share = _shares(key, self.ad_share, 0)
-                table = part.normal(size=(len(share), w.partner_size))
-                self.ad_partner += _interaction(table, share, even)[key]
-
-    def click_terms(self, x: Impressions) -> dict[str, Floats]:
-        """Returns what each effect adds to the logit of a click, [n] per dial."""
-        w, category = self.world, self.ad_category[x.ad]
-        main = self.user_main[x.user] + self.ad_main[x.ad] + self.device_main[x.device]
-        main = main + self.placement_main[x.placement] + self.hour_main[x.hour()]
-        for i, table in enumerate(self.context_main):
-            main = main + table[x.contexts[:, i]]
-        taste = self._taste(x)
-        usual = self.category_share[category]  # the share that a past at random would have
-        past = np.where(np.isnan(x.match), 0.0, x.match - usual)
-        partner = self.user_partner[x.user, x.partner] + self.ad_partner[x.ad, x.partner]
-        phase = (x.time - START) / (
-            w.days * 86400.0
-        ) - 0.5  # -0.5 on the first day, 0.5 on the last
-        return {
-            "main": self.main_scale * main,
-            "taste": w.taste * taste,
-            "cross": w.cross * self.cross[x.placement, category],
-            "position_bias": -w.position_bias * np.log1p(x.position),
-            "history_relevance": w.history_relevance * past,
-            "partner": w.partner / np.sqrt(max(1, len(w.low_rank_fields))) * partner,
-            "drift": w.drift * phase * self.drift[category],
-        }
-
-    def _taste(self, x: Impressions) -> Floats:
-        product = np.einsum("nd,nd->n", self.user_hidden[x.user], self.ad_hidden[x.ad])
-        return np.asarray(self.taste_scale * product)
-
-    def click_probability(self, x: Impressions) -> Floats:
-        """Returns the true probability of a click for each row, [n]."""
-        return sigmoid(np.sum([*self.click_terms(x).values()], axis=0) + self.click_intercept)
-
-    def conversion_probability(self, x: Impressions) -> Floats:
-        """Returns the true probability that a click converts inside the window, [n].
-
-        Conversions have main effects of their own and share half of the taste.
-        """
-        if self.world.conversion_rate == 0:
-            return np.zeros(len(x.user))
-        return self.world.share_in_window() * sigmoid(
-            self._conversion_terms(x) + self.conversion_intercept
-        )
-
-    def _conversion_terms(self, x: Impressions) -> Floats:
-        main = self.user_conversion[x.user] + self.ad_conversion[x.ad]
-        taste = 0.5 * self.world.taste * self._taste(x)
-        return np.asarray(self.world.main / np.sqrt(2.0) * main + taste)
-
-    def _calibrate(self) -> None:
-        """Finds the intercepts that give the asked rates on rows drawn at random."""
-        w, rng, n = self.world, self.world.stream("calibration"), 50_000
-        x = Impressions(
-            time=START + rng.integers(0, max(1, int(w.days * 86400)), n),
-            user=draw(rng, np.cumsum(self.user_share), n),
-            ad=draw(rng, np.cumsum(self.ad_share), n),
-            device=rng.integers(0, len(DEVICES), n),
-            placement=rng.integers(0, len(PLACEMENTS), n),
-            position=np.arange(n) % w.slots,
-            contexts=rng.integers(0, w.context_size, (n, w.num_contexts)),
-            partner=rng.integers(0, w.partner_size, n),
-            match=np.full(n, np.nan),
-        )
-        logit = np.sum([*self.click_terms(x).values()], axis=0)
-        self.click_intercept = _intercept(logit, np.ones(n), w.click_rate)
-        if w.conversion_rate > 0:
-            self.conversion_intercept = _intercept(
-                self._conversion_terms(x),
-                self.click_probability(x),  # only clicked rows can convert
-                w.conversion_rate / w.share_in_window(),
-            )
-
-
-def draw(rng: np.random.Generator, cumulative: Floats, n: int) -> Ints:
-    """Draws n numbers with the cumulative shares [V]."""
-    place = np.searchsorted(cumulative, rng.random(n), side="right")
-    return np.minimum(place, len(cumulative) - 1).astype(np.int64)  # rounding may end below 1
-
-
-def sigmoid(x: Floats) -> Floats:
-    """Returns 1 / (1 + exp(-x)) without overflow."""
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)))
-
-
-def _zipf(n: int, exponent: float) -> Floats:
-    share = np.arange(1, n + 1, dtype=np.float64) ** -exponent
-    return np.asarray(share / share.sum())
-
-
-def _shares(key: Ints, share: Floats, size: int) -> Floats:
-    return np.bincount(key, weights=share, minlength=size).astype(np.float64)
-
-
-def _standard(x: Floats, share: Floats) -> Floats:
-    """Returns x with mean 0 and deviation 1 along axis 0, where row i counts share[i]."""
-    x = x - share @ x
-    deviation = np.sqrt(share @ x**2)
-    return np.asarray(x / np.where(deviation > 0, deviation, 1.0))
-
-
-def _interaction(x: Floats, rows: Floats, columns: Floats) -> Floats:
-    """Returns a table whose weighted row and column means are 0 and whose deviation is 1."""
-    x = x - (rows @ x)[None, :] - (x @ columns)[:, None] + rows @ x @ columns
-    deviation = float(np.sqrt(rows @ x**2 @ columns))
-    return np.asarray(x / (deviation if deviation > 0 else 1.0))
-
-
-def _intercept(logit: Floats, weight: Floats, rate: float) -> float:
-    low, high = -60.0, 60.0
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        mean = float(np.average(sigmoid(logit + middle), weights=weight))
-        low, high = (middle, high) if mean < rate else (low, middle)
-    return 0.5 * (low + high)

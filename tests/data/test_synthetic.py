@@ -24,11 +24,13 @@ from sklearn.metrics import roc_auc_score
 
 from fullrank.data.checks import check
 from fullrank.data.datasets import simulated
+from fullrank.data.datasets import simulated_collapse as collapse
 from fullrank.data.oracle import best_scores, weighted_auc, weighted_log_loss
 from fullrank.data.spec import Category, Number, Spec, Target
 from fullrank.data.synthetic import read_log, simulate, wide_log
 from fullrank.data.text import BadRows
-from fullrank.data.world import DEVICES, PLACEMENTS, START, Impressions, Truth, World
+from fullrank.data.truth import Impressions, Truth
+from fullrank.data.world import DEVICES, PLACEMENTS, START, World
 from fullrank.errors import ConfigError, DataFormatError, DataMissingError, DiskFullError
 
 TINY = World(
@@ -39,8 +41,20 @@ TINY = World(
     days=4.0,
     partner=0.8,
     window_hours=14.0,
+    context_taste=0.6,
+    context_history=2.0,
 )
-STRENGTHS = ("main", "taste", "cross", "position_bias", "history_relevance", "partner", "drift")
+STRENGTHS = (
+    "main",
+    "taste",
+    "cross",
+    "position_bias",
+    "history_relevance",
+    "partner",
+    "drift",
+    "context_taste",
+    "context_history",
+)
 
 
 def tiny(**dials: Any) -> World:
@@ -54,7 +68,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    world = World(num_rows=40_000, num_users=400, num_ads=100, partner=1.0, drift=1.0)
+    world = World(
+        num_rows=40_000,
+        num_users=400,
+        num_ads=100,
+        partner=1.0,
+        drift=1.0,
+        context_taste=0.5,
+        context_history=2.0,
+    )
     return simulate(world, tmp_path_factory.mktemp("large") / "simulated")
 
 
@@ -105,6 +127,11 @@ def slow_click_probability(world: World, truth: Truth, row: dict[str, Any]) -> f
         share = sum(c == k for c in past) / len(past)
         usual = sum(s for c, s in zip(truth.ad_category, truth.ad_share, strict=True) if c == k)
         logit += world.history_relevance * (share - usual)
+        factor = sum(truth.context_history[i][row[f"context_{i}"]] for i in range(2))
+        logit += world.context_history * factor * (share - usual)
+    logit += world.context_taste * sum(
+        truth.context_taste[i][row[f"context_{i}"]][k] for i in range(2)
+    )
     both = truth.user_partner[u][p] + truth.ad_partner[a][p]
     logit += world.partner * both / math.sqrt(len(world.low_rank_fields))
     days = (row["time"] - START) / 86400
@@ -196,7 +223,7 @@ def test_a_model_with_oracle_features_comes_near_the_best_and_shuffled_labels_st
 ) -> None:
     world, log, hidden = read(large)
     terms = Truth(world).click_terms(impressions(log))
-    x, y = np.stack(list(terms.values()), axis=1), log["click"].to_numpy()
+    x, y = np.stack([terms[name] for name in STRENGTHS], axis=1), log["click"].to_numpy()
     train, test = slice(0, 30_000), slice(30_000, None)
     best = best_scores(hidden["p_click"].to_numpy()[test], y[test])["auc_realised"]
     assert best is not None
@@ -231,7 +258,7 @@ def test_a_strength_of_zero_removes_its_effect_and_only_that(folder: Path, dial:
     _, log, _ = read(folder)
     x = impressions(log)
     with_all, without = Truth(TINY).click_terms(x), Truth(tiny(**{dial: 0.0})).click_terms(x)
-    assert with_all.keys() == set(STRENGTHS)
+    assert with_all.keys() == {*STRENGTHS, "weekly", "monthly"}
     for name in STRENGTHS:
         if name == dial:
             assert np.abs(with_all[name]).max() > 0.05
@@ -260,6 +287,14 @@ def test_interactions_carry_no_main_effect_and_the_partner_has_low_rank() -> Non
     rank = np.linalg.matrix_rank
     assert rank(taste) == 8
     assert rank(truth.ad_partner) == rank(truth.user_partner) == world.partner_size - 1
+    static = Truth(dataclasses.replace(world, context_taste=1.0, context_history=1.0))
+    each = np.full(world.context_size, 1 / world.context_size)
+    for table, gate in zip(static.context_taste, static.context_history, strict=True):
+        np.testing.assert_allclose(each @ table, 0, atol=1e-12)
+        np.testing.assert_allclose(table @ static.category_share, 0, atol=1e-12)
+        assert each @ gate == pytest.approx(0, abs=1e-12)
+        deviation = each @ table**2 @ static.category_share, each @ gate**2
+        assert deviation == pytest.approx((1 / world.num_contexts,) * 2)
     users, ads = (
         Truth(dataclasses.replace(world, low_rank_fields=(name,))) for name in ("user", "ad")
     )
@@ -293,6 +328,8 @@ def test_small_dials_at_zero(tmp_path: Path) -> None:
     world = tiny(
         history_length=0,
         num_contexts=0,
+        context_taste=0.0,
+        context_history=0.0,
         conversion_rate=0.0,
         popularity_skew=0.0,
         vector_noise=0.0,
@@ -359,6 +396,42 @@ def test_dropped_negatives_come_back_as_weights(tmp_path: Path) -> None:
     assert abs(kept - total / 4) < 5 * math.sqrt(total * 0.25 * 0.75)
 
 
+@pytest.mark.parametrize(("length", "fix"), [(0, 210), (300, 210), (400, 420), (1000, 840)])
+def test_the_past_of_two_habits_holds_whole_rounds_of_both(length: int, fix: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        World(weekly=1.0, monthly=1.0, history_length=length)
+    assert caught.value.fix == f"use {fix}"
+    assert World(weekly=1.0, monthly=1.0, history_length=fix).round_days() == 210
+
+
+# SHA-256 of the dials as JSON, before the youngest dials were there: caches are named by them.
+DIGESTS = [
+    (World(), "d2cd364e"),
+    (collapse.WORLD, "3790cdba"),
+    (collapse.at(partner=0.0).world, "23015f7b"),
+]
+
+
+@pytest.mark.parametrize(("world", "digest"), DIGESTS)
+def test_younger_dials_leave_the_names_of_caches_as_they_were(world: World, digest: str) -> None:
+    assert hashlib.sha256(json.dumps(world.plain()).encode()).hexdigest()[:8] == digest
+    changed = dataclasses.replace(world, context_taste=0.5)
+    assert changed.plain() == world.plain() | {"context_taste": 0.5}
+
+
+def test_a_log_from_before_the_younger_dials_is_still_the_same_world(tmp_path: Path) -> None:
+    old = tiny(num_rows=300, context_taste=0.0, context_history=0.0)
+    place = simulated.ensure(tmp_path, old)
+    written = json.loads((place / "world.json").read_text())["world"]
+    assert not {"weekly", "monthly", "habit_noise", "context_taste", "context_history"} & {*written}
+    before = digests(place)
+    assert simulated.ensure(tmp_path, old) == place
+    assert digests(place) == before
+    with pytest.raises(ConfigError, match="another world") as caught:
+        simulated.ensure(tmp_path, dataclasses.replace(old, context_taste=0.5))
+    assert (caught.value.found, caught.value.expected) == ("context_taste=0.0", "context_taste=0.5")
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -370,12 +443,22 @@ def test_dropped_negatives_come_back_as_weights(tmp_path: Path) -> None:
         {"mean_delay_hours": 2000.0},
         {"negatives_dropped": 1.0},
         {"seed": -1},
+        {"weekly": -1.0},
+        {"context_taste": 1.0, "num_contexts": 0},
+        {"context_history": 1.0, "num_contexts": 0},
+        {"habit_noise": 0.1},
+        {"history_length": 20, "weekly": 1.0},
+        {"history_length": 0, "weekly": 1.0},
+        {"history_length": 42, "weekly": 1.0, "monthly": 1.0},
+        {"num_categories": 11, "history_length": 42, "weekly": 1.0},
+        {"num_categories": 20, "num_ads": 90, "history_length": 42, "weekly": 1.0},
     ],
 )
 def test_impossible_dials_are_refused_by_name(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         World(**bad)
     name = "conversion_rate" if "mean_delay_hours" in bad else next(iter(bad))
+    assert caught.value.fix
     assert name in caught.value.where
 
 
@@ -465,7 +548,8 @@ def test_the_same_seed_writes_the_same_bytes_also_in_another_process(
     program = (
         "import sys; from pathlib import Path; from fullrank.data.synthetic import simulate; "
         "from fullrank.data.world import World; simulate(World(num_rows=1500, num_users=30, "
-        "num_ads=25, num_categories=5, days=4.0, partner=0.8, window_hours=14.0), "
+        "num_ads=25, num_categories=5, days=4.0, partner=0.8, window_hours=14.0, "
+        "context_taste=0.6, context_history=2.0), "
         "Path(sys.argv[1]))"
     )
     again = tmp_path / "again"
@@ -518,6 +602,19 @@ def test_ensure_simulates_once_and_refuses_another_world(tmp_path: Path) -> None
     (place / "world.json").write_text("{")
     with pytest.raises(DataFormatError):
         simulated.load(tmp_path, BadRows())
+
+
+def test_a_window_is_laid_out_in_parts_and_the_log_is_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fullrank.data import synthetic, traffic
+
+    monkeypatch.setattr(traffic, "EVENTS", 3 * TINY.history_length)  # three rows at a time
+    monkeypatch.setattr(synthetic, "GROUP_BYTES", 100_000)
+    place = simulate(TINY, tmp_path / "simulated")
+    assert pq.ParquetFile(place / "log.parquet").num_row_groups > 2
+    for one, other in zip(read(place)[1:], read(folder)[1:], strict=True):
+        assert one.equals(other)
 
 
 def test_a_full_disk_or_an_interrupt_leaves_nothing(

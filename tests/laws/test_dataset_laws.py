@@ -30,6 +30,7 @@ CUT = {
     "ml_latest": "time",
     "simulated": "time",
     "simulated_collapse": "time",
+    "simulated_habits": "time",
     "criteo": "order",
     "census_income": "random",
     "frappe": "published",

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 import polars as pl
 
-from fullrank.config import to_dict
 from fullrank.data.home import RemoteFile
 from fullrank.data.spec import (
     Category,
@@ -66,7 +65,7 @@ def spec(world: World) -> Spec:
         Category(name="partner"),  # low cardinality; may dominate the interactions
         Tags(name="keywords", side="item"),  # words of the ad's title
         Vector(name="ad_vector", shape=(HIDDEN_DIM,), side="item"),  # noisy picture of the topic
-        History(  # clicks of this user before the hour of the impression
+        History(  # clicks of this user before the hour of the impression, or a diary of habits
             name="history",
             events=(
                 Event(name="ad", column="history_ad", table="ad"),
@@ -189,7 +188,7 @@ class SimulatedLog:
         """
         if self.world is None:
             return root
-        digest = hashlib.sha256(json.dumps(to_dict(self.world)).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(self.world.plain()).encode()).hexdigest()[:8]
         place = root if (root / self.NAME).exists() else cache / f"{NAME}-{digest}"
         try:
             ensure(place, self.world, name=self.NAME)
@@ -205,7 +204,14 @@ class SimulatedLog:
 
     def write_sample(self, root: Path) -> None:
         """Writes a tiny world with the same dials, in the true format."""
-        ensure(root, replace(self.world or World(), **_TINY), name=self.NAME)
+        ensure(root, _tiny(self.world or World()), name=self.NAME)
+
+
+def _tiny(world: World) -> World:
+    if not world.habits():
+        return replace(world, **_TINY)
+    habits = {"num_ads": 60, "num_categories": 12, "history_length": world.round_days()}
+    return replace(world, **{**_TINY, **habits})
 
 
 def ensure(
