@@ -124,9 +124,10 @@ class TargetHistory:
         size = next(iter(past.values.values())).shape[0]  # S
         rows = past.offsets.shape[0] - 1
         lengths = past.lengths()
-        row = torch.repeat_interleave(
-            torch.arange(rows, device=lengths.device), lengths, output_size=size
-        )
+        # An exported program is fed events that no row owns; they go to the last, never within.
+        each_row = torch.arange(rows, device=lengths.device)
+        owned = lengths + (each_row == rows - 1) * (size - past.offsets[-1])  # [B]
+        row = torch.repeat_interleave(each_row, owned, output_size=size)
         from_newest = past.offsets[1:][row] - 1 - torch.arange(size, device=lengths.device)
         each = [embeddings.events(past, self.name, c) for c in self.columns]
         told = [embeddings.events(past, self.name, c) for c in self.feedback]
@@ -135,7 +136,7 @@ class TargetHistory:
             x=torch.cat(each, 1) if len(each) > 1 else each[0],
             feedback=torch.cat([none, *told], 1),
             row=row,
-            within=from_newest < self.length,
+            within=(from_newest >= 0) & (from_newest < self.length),
             offsets=past.offsets,
         )
 

@@ -1,0 +1,123 @@
+"""Dice: an activation whose rectifying point follows the data.
+
+DIN, arXiv:1706.06978, section 5.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_CHUNK = 1024  # rows whose temporaries stay in the cache; 512 to 2,048 measured alike
+
+
+class Dice(nn.Module):
+    """Returns p x + (1 - p) alpha x, with p = sigmoid of x normalised over the batch.
+
+    The normalisation is a batch norm without scale and offset: by the mean and variance of the
+    rows while training, by their running values at evaluation. Rows are events, so padding must
+    not be among them. One row has no variance: it is normalised by the running values, which it
+    does not change.
+
+    cost: written with PyTorch's parts it is half of DIN's step on a CPU, ten passes over a tensor
+    far larger than the cache. There, training steps take `_CachedDice`; other devices, evaluation
+    and compiled programs take the parts.
+
+    Args:
+        dim: D, number of units; each learns its alpha, from 0.
+        eps: added to the variance.
+        momentum: share of the running values that a training step replaces.
+    """
+
+    running_mean: Tensor  # [D]
+    running_var: Tensor  # [D]
+
+    def __init__(self, dim: int, *, eps: float = 1e-9, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.alpha = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [S, D] for [S, D], any S."""
+        learning = self.training and x.shape[0] > 1
+        if learning and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            mean, var = self._moments(x.detach())
+            scale = (var + self.eps).rsqrt()
+            out: Tensor = _CachedDice.apply(x, self.alpha, mean, scale)  # type: ignore[no-untyped-call]
+            return out
+        mean, var = self.running_mean, self.running_var
+        p = F.batch_norm(x, mean, var, None, None, learning, self.momentum, self.eps).sigmoid()
+        return x * (self.alpha + (1 - self.alpha) * p)
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and variance [D], and moves the running values."""
+        rows = x.shape[0]
+        # cost: torch.var_mean over the first dimension is 20 times slower on a CPU.
+        mean = (x.new_ones(1, rows) @ x)[0] / rows
+        var = torch.stack([(part - mean).square_().sum(0) for part in torch.split(x, _CHUNK)]).sum(
+            0
+        )
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var / (rows - 1), self.momentum)  # unbiased, as in torch
+        return mean, var / rows
+
+    def extra_repr(self) -> str:
+        """Returns the size for `print(model)`."""
+        return str(self.alpha.shape[0])
+
+
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(torch.split(x, _CHUNK) for x in tensors), strict=True)
+
+
+class _CachedDice(torch.autograd.Function):
+    """Dice of a training step, a chunk of rows at a time; n = (x - mean) * scale."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        p, y, shift = torch.empty_like(x), torch.empty_like(x), -mean * scale
+        for xi, pi, yi in _chunks(x, p, y):
+            torch.addcmul(shift, xi, scale, out=pi).sigmoid_()
+            torch.addcmul(alpha, pi, 1 - alpha, out=yi).mul_(xi)
+        ctx.save_for_backward(x, p, alpha, mean, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Adds the direct path to the one through p, whose mean and variance move with x.
+
+        With w = g x p (1 - p) and (1 - alpha) w the gradient of n, batch norm gives
+        scale ((1 - alpha) w - mean[(1 - alpha) w] - n mean[(1 - alpha) w n]).
+        """
+        x, p, alpha, mean, scale = ctx.saved_tensors
+        grad, w, rest = torch.empty_like(x), torch.empty_like(x), 1 - alpha
+        ones = x.new_ones(1, _CHUNK)
+        to_alpha, sum_w, sum_wx = x.new_zeros(3, 1, x.shape[1])
+        for xi, pi, wi, gi, out in _chunks(x, p, w, g, grad):
+            one = ones[:, : xi.shape[0]]
+            gx = gi * xi
+            gxp = gx * pi
+            torch.addcmul(gxp, gxp, pi, value=-1, out=wi)
+            to_alpha += one @ gx.sub_(gxp)
+            sum_w += one @ wi
+            sum_wx += one @ gxp.copy_(wi).mul_(xi)
+            torch.addcmul(alpha, pi, rest, out=out).mul_(gi)
+        shift = -mean * scale
+        mean_n = rest * sum_w / x.shape[0]  # [1, D]
+        mean_nn = rest * (scale * sum_wx + shift * sum_w) / x.shape[0]  # [1, D]
+        by_w, by_x, offset = (
+            scale * rest,
+            -scale * scale * mean_nn,
+            -scale * (mean_n + shift * mean_nn),
+        )
+        for xi, wi, out in _chunks(x, w, grad):
+            out.addcmul_(wi, by_w).addcmul_(xi, by_x).add_(offset)
+        return grad, to_alpha[0], None, None
