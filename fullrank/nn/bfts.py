@@ -1,0 +1,155 @@
+"""Bottom-Full-Top-Sliding: which layer sees what, and when field tokens leave the stream.
+
+TokenFormer, arXiv:2604.13737. In a sliding layer nobody but the field tokens sees field tokens. So
+above the last layer that is not of that kind they are dropped, with equal results for all others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fullrank.config import require
+from fullrank.nn.attention_mask import Visibility, attention_flops
+from fullrank.nn.interaction_block import InteractionBlock, Sight
+from fullrank.nn.rotary import Rotary
+from fullrank.nn.token_sequence import Stream, TokenSequence, between
+from fullrank.nn.windowed_attention import full_attention, sliding_attention
+
+Look = Callable[[int, InteractionBlock, Stream, Sight], None]
+
+
+def layers_of(schedule: str) -> str:
+    """Returns one letter per layer from the bottom: "FFSS" for "2F2S".
+
+    Raises:
+        ConfigError: the schedule has other letters than F and S, or no layer.
+    """
+    parts = re.findall(r"(\d*)([FS])", schedule)
+    layers = "".join(letter * int(count or 1) for count, letter in parts)
+    require(
+        bool(layers) and re.fullmatch(r"(\d*[FS])+", schedule) is not None,
+        where="schedule",
+        found=repr(schedule),
+        expected="layers F (full) and S (sliding) from the bottom, with how many of each",
+        fix="write it like 2F2S",
+    )
+    return layers
+
+
+def spread(windows: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Returns `count` windows, evenly from the first to the last of some; one is the last."""
+    if len(windows) == count:
+        return windows
+    first, last = windows[0], windows[-1]
+    steps = range(count - 1, -1, -1)
+    return tuple(round(last + (first - last) * i / max(1, count - 1)) for i in steps)
+
+
+class BFTS:
+    """Runs a stream through its layers. It has no parameters.
+
+    Args:
+        rules: what each layer lets its tokens see.
+        tokens: laid the stream out.
+        rotary: turns queries and keys; None where positions are not rotary.
+
+    Attributes:
+        drop_at: the first layer that runs without static tokens; L if there is none.
+    """
+
+    def __init__(
+        self, rules: Sequence[Visibility], tokens: TokenSequence, rotary: Rotary | None
+    ) -> None:
+        self.rules, self.tokens, self.rotary = tuple(rules), tokens, rotary
+        keeping = [layer for layer, rule in enumerate(rules) if not rule.discard_static]
+        self.drop_at = keeping[-1] + 1 if keeping else 0
+
+    def __call__(
+        self, blocks: Sequence[InteractionBlock], stream: Stream, look: Look | None = None
+    ) -> Stream:
+        """Returns the stream behind the last layer.
+
+        Args:
+            blocks: L of them.
+            stream: the tokens.
+            look: is called before each layer with its number, the block, the stream and its sight.
+        """
+        angles = self._angles(stream)
+        for layer, (rule, block) in enumerate(zip(self.rules, blocks, strict=True)):
+            if layer == self.drop_at:
+                stream = stream.without(rule.num_static, rule.discard_separator)
+                angles = self._angles(stream)
+            sight = Sight(
+                self._attend(layer, stream),
+                angles,
+                self.tokens.span(stream.events.shape[1] // self.tokens.per_event),
+                stream.events,
+            )
+            if look is not None:
+                look(layer, block, stream, sight)
+            stream = stream._replace(x=block(stream.x, sight))
+        return stream
+
+    def static_share(
+        self, blocks: Sequence[InteractionBlock], stream: Stream
+    ) -> tuple[Stream, Tensor]:
+        """Runs the stream and measures how much attention static tokens get.
+
+        Returns:
+            What a call returns, and [L]: the mean share over heads and over the queries of
+            behaviours and targets; 0 where static tokens are gone.
+        """
+        share = torch.zeros(len(self.rules), device=stream.x.device)
+
+        def look(layer: int, block: InteractionBlock, stream: Stream, sight: Sight) -> None:
+            if layer >= self.drop_at:
+                return
+            rule = self.rules[layer].matrix(stream.x.shape[1], stream.x.device)
+            visible = between(rule, stream.valid) & stream.valid[:, None, None, :]
+            weights = block.attention.weights(block.norm_in(stream.x), sight, visible)
+            weights = weights[..., : self.rules[layer].num_static].sum(-1).mean(1)  # [B, N]
+            asked = torch.zeros_like(stream.valid)
+            asked[:, sight.span] = stream.events
+            asked[:, self.tokens.target_span] = True
+            share[layer] = weights[asked].mean()
+
+        return self(blocks, stream, look), share
+
+    def flops(self, length: int, dim: int) -> list[int]:
+        """Returns what the attention scores of each layer cost for one row.
+
+        Args:
+            length: N, tokens in the stream, all of them real.
+            dim: D.
+        """
+        return [
+            attention_flops(length - rule.num_static * (layer >= self.drop_at), rule.window, dim)
+            for layer, rule in enumerate(self.rules)
+        ]
+
+    def _angles(self, stream: Stream) -> tuple[Tensor, Tensor] | None:
+        if self.rotary is None:
+            return None
+        return self.rotary.angles(stream.positions, stream.x.dtype)
+
+    def _attend(self, layer: int, stream: Stream) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        rule, valid, length = self.rules[layer], stream.valid, stream.x.shape[1]
+        full = rule.window is None or rule.window >= length
+        if layer >= self.drop_at:
+            if full:
+                return partial(full_attention, valid=valid)
+            assert rule.window is not None
+            return partial(sliding_attention, valid=valid, window=rule.window)
+        if rule.window is None and not rule.discard_static:
+            if not rule.static_bidirectional:
+                return partial(full_attention, valid=valid)
+            # Field tokens lead the rectangle in every row: padding behind them moves none.
+            return partial(full_attention, valid=valid, visible=rule.matrix(length, valid.device))
+        # cost: a window that field tokens take part in has other places in every row.
+        visible = between(rule.matrix(length, valid.device), valid)
+        return partial(full_attention, valid=valid, visible=visible)
