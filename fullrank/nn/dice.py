@@ -61,9 +61,8 @@ class Dice(nn.Module):
         rows = x.shape[0]
         # cost: torch.var_mean over the first dimension is 20 times slower on a CPU.
         mean = (x.new_ones(1, rows) @ x)[0] / rows
-        var = torch.stack([(part - mean).square_().sum(0) for part in torch.split(x, _CHUNK)]).sum(
-            0
-        )
+        parts = [(part - mean).square_().sum(0) for part in torch.split(x, _CHUNK)]
+        var = torch.stack(parts).sum(0)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var / (rows - 1), self.momentum)  # unbiased, as in torch
         return mean, var / rows
@@ -78,13 +77,13 @@ def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 class _CachedDice(torch.autograd.Function):
-    """Dice of a training step, a chunk of rows at a time; n = (x - mean) * scale."""
+    """Dice of a training step, a chunk of rows at a time; n = (x - mean) scale."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        p, y, shift = torch.empty_like(x), torch.empty_like(x), -mean * scale
+        p, y = torch.empty_like(x), torch.empty_like(x)
         for xi, pi, yi in _chunks(x, p, y):
-            torch.addcmul(shift, xi, scale, out=pi).sigmoid_()
+            torch.sub(xi, mean, out=pi).mul_(scale).sigmoid_()
             torch.addcmul(alpha, pi, 1 - alpha, out=yi).mul_(xi)
         ctx.save_for_backward(x, p, alpha, mean, scale)
         return y
@@ -94,13 +93,12 @@ class _CachedDice(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Adds the direct path to the one through p, whose mean and variance move with x.
 
-        With w = g x p (1 - p) and (1 - alpha) w the gradient of n, batch norm gives
-        scale ((1 - alpha) w - mean[(1 - alpha) w] - n mean[(1 - alpha) w n]).
+        With w = g x p (1 - p), n has gradient (1 - alpha) w, and so, by batch norm, x has
+        (1 - alpha) scale (w - mean[w] - n mean[w n]).
         """
         x, p, alpha, mean, scale = ctx.saved_tensors
-        grad, w, rest = torch.empty_like(x), torch.empty_like(x), 1 - alpha
-        ones = x.new_ones(1, _CHUNK)
-        to_alpha, sum_w, sum_wx = x.new_zeros(3, 1, x.shape[1])
+        grad, w, ones = torch.empty_like(x), torch.empty_like(x), x.new_ones(1, _CHUNK)
+        to_alpha, sum_w, sum_wc = x.new_zeros(3, 1, x.shape[1])
         for xi, pi, wi, gi, out in _chunks(x, p, w, g, grad):
             one = ones[:, : xi.shape[0]]
             gx = gi * xi
@@ -108,16 +106,12 @@ class _CachedDice(torch.autograd.Function):
             torch.addcmul(gxp, gxp, pi, value=-1, out=wi)
             to_alpha += one @ gx.sub_(gxp)
             sum_w += one @ wi
-            sum_wx += one @ gxp.copy_(wi).mul_(xi)
-            torch.addcmul(alpha, pi, rest, out=out).mul_(gi)
-        shift = -mean * scale
-        mean_n = rest * sum_w / x.shape[0]  # [1, D]
-        mean_nn = rest * (scale * sum_wx + shift * sum_w) / x.shape[0]  # [1, D]
-        by_w, by_x, offset = (
-            scale * rest,
-            -scale * scale * mean_nn,
-            -scale * (mean_n + shift * mean_nn),
-        )
+            sum_wc += one @ torch.sub(xi, mean, out=gxp).mul_(wi)
+            torch.addcmul(alpha, pi, 1 - alpha, out=out).mul_(gi)
+        mean_w = sum_w / x.shape[0]  # [1, D]
+        by_centred = scale.square() * sum_wc / x.shape[0]  # [1, D]
         for xi, wi, out in _chunks(x, w, grad):
-            out.addcmul_(wi, by_w).addcmul_(xi, by_x).add_(offset)
+            # Centred before it is scaled: a unit that hardly varies has a huge scale.
+            wi.sub_(mean_w).addcmul_(xi - mean, by_centred, value=-1)
+            out.addcmul_(wi, (1 - alpha) * scale)
         return grad, to_alpha[0], None, None
