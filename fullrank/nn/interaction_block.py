@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
             where="num_heads",
             found=f"{num_heads} heads for a width of {dim}",
             expected="a width that is a multiple of 2 H, because rotary positions turn pairs",
-            fix=f"set dim to {max(1, round(dim / (2 * num_heads))) * 2 * num_heads}",
+            fix=f"set dim to {_even(dim, max(1, num_heads))}, or num_heads to a smaller number",
         )
         self.num_heads, self.rotary = num_heads, Rotary(dim // num_heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)  # W_Q | W_K | W_V
@@ -229,6 +229,10 @@ class InteractionBlock(nn.Module):
             if layer is not None:
                 adds = layer is attention.out or layer is feed_forward.out
                 nn.init.normal_(layer.weight, std=std / (2 * depth) ** 0.5 if adds else std)
+
+
+def _even(dim: int, num_heads: int) -> int:
+    return max(1, round(dim / (2 * num_heads))) * 2 * num_heads
 
 
 def token_norm(dim: int, kind: NormKind) -> nn.Module:
