@@ -186,6 +186,8 @@ class DIEN(nn.Module):
         block = self.embed(self.embeddings.fields(batch))  # [B, F, D]
         t = self.history.target(block)  # [B, P * D]
         events = self.history.events(self.embeddings, batch)
+        # An exported program has to know that both are B before anything has that size.
+        torch._check(events.offsets.shape[0] == t.shape[0] + 1)  # type: ignore[no-untyped-call]
         steps = steps_of(events.offsets, self.history.length, events.x.shape[0])
         told = events.feedback
         h = torch.cat([events.x, told], 1) if told.shape[1] else events.x  # [S, I]
