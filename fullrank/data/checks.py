@@ -128,7 +128,10 @@ def _wanted_types(spec: Spec) -> Iterator[tuple[str, str, Any]]:
             case Vector():
                 yield column.name, "a list of numbers", is_list
             case History():
-                yield from ((e.column, "a list", is_list) for e in column.events)
+                for e in column.events:
+                    raw = not e.table  # kept as it is, such as a time
+                    wanted = "a list of numbers" if raw else "a list"
+                    yield e.column, wanted, _is_list_of_numbers if raw else is_list
             case Target():
                 yield column.name, "0 and 1", lambda t: t.is_numeric() or t == pl.Boolean
                 if column.observed:
@@ -137,6 +140,10 @@ def _wanted_types(spec: Spec) -> Iterator[tuple[str, str, Any]]:
         yield spec.weight, "numbers", lambda t: t.is_numeric()
     if spec.time:
         yield spec.time, "unix seconds", lambda t: t.is_numeric()
+
+
+def _is_list_of_numbers(kind: Any) -> bool:
+    return is_list(kind) and (kind.inner.is_numeric() or kind.inner == pl.Null)
 
 
 # ---- verdicts on whole splits

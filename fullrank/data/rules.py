@@ -128,6 +128,18 @@ def _history_rules(history: History, spec: Spec, types: pl.Schema) -> Iterator[R
             "one value per event in each of them",
             "correct the rows",
         )
+    for event in (e for e in history.events if not e.table):
+        kind = types[event.column].inner  # type: ignore[attr-defined]
+        element = pl.element()
+        wrong = element.is_null() | ~element.is_finite() if kind.is_float() else element.is_null()
+        yield Rule(
+            lists[event.name].list.eval(wrong).list.any().fill_null(False),
+            (event.column,),
+            DataFormatError,
+            f"an event lacks a value that cannot be unknown: history '{history.name}'",
+            f"a number in '{event.column}' for every event",
+            "leave these events out of every column of the history",
+        )
     if "time" in lists and spec.time:
         yield Rule(
             (lists["time"].list.max() >= pl.col(spec.time)).fill_null(False),

@@ -255,6 +255,7 @@ def _recipe_data(comparison: Comparison, recipe: str) -> dict[str, Any]:
         "metrics": metrics,
         "paper": runs[0].paper,
         "floor": runs[0].floor,
+        "popularity": runs[0].popularity,
         "notes": list(dict.fromkeys(note for run in runs for note in run.notes)),
     }
 

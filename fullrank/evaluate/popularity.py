@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,17 @@ def popularity_scores(item: Tensor, counts: Tensor) -> Tensor:
     item = item.long()
     known = counts[item.clamp(max=len(counts) - 1)] if len(counts) else counts.new_zeros(len(item))
     return torch.where(item < len(counts), known, 0.0).log1p()
+
+
+def popularity_line(found: Mapping[str, float]) -> str:
+    """Returns what `popularity_metrics` returns as a phrase; "" for nothing.
+
+    Example:
+        >>> popularity_line({"auc": 0.5, "gauc": 0.4875})
+        'popularity alone: AUC 0.5000, GAUC 0.4875'
+    """
+    said = ", ".join(f"{name.upper()} {value:.4f}" for name, value in found.items())
+    return f"popularity alone: {said}" if said else ""
 
 
 def popularity_metrics(rows: Rows) -> dict[str, float]:

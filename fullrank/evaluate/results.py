@@ -33,6 +33,7 @@ class RunResult:
         paper: metric -> the number that the paper reports.
         floor: metric -> what a naive method reaches, such as the base rate.
         notes: what must be said beside any number, such as how the data differs.
+        popularity: metric -> what the popularity of the judged item alone reaches.
     """
 
     recipe: str
@@ -44,6 +45,7 @@ class RunResult:
     paper: dict[str, float] = field(default_factory=dict)
     floor: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    popularity: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in self.metrics.items():

@@ -9,6 +9,7 @@ from statistics import fmean, median, stdev
 
 from fullrank.evaluate.compare import Comparison, Difference
 from fullrank.evaluate.interval import Interval
+from fullrank.evaluate.popularity import popularity_line
 from fullrank.evaluate.results import RunResult
 
 NONE = "-"
@@ -72,6 +73,7 @@ def main_grid(comparison: Comparison) -> Grid:
     columns: _Columns = {"recipe": str, "seeds": seeds, metric: value}
     facts: dict[str, _Fact] = {
         "floor": lambda run: run.floor.get(metric),
+        "popularity alone": lambda run: run.popularity.get(metric),
         "paper": lambda run: run.paper.get(metric),
         **_FACTS,
     }
@@ -168,6 +170,11 @@ def notes(comparison: Comparison) -> list[str]:
             " take turns."
         )
     said += dict.fromkeys(f"Data: {note}." for run in runs for note in run.notes)
+    said += dict.fromkeys(
+        f"{line[0].upper()}{line[1:]}, of scores log(1 + positive training rows of the item)."
+        for run in runs
+        if (line := popularity_line(run.popularity))
+    )
     if comparison.differences:
         first = comparison.differences[0]
         said.append(

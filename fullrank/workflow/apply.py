@@ -22,11 +22,13 @@ from fullrank.data.prepare import Prepared
 from fullrank.data.text import BadRows
 from fullrank.disk import written_whole
 from fullrank.errors import ArtifactError, ConfigError, EmptyInputError
+from fullrank.evaluate.popularity import popularity_line
 from fullrank.serve.artifact import Artifact
 from fullrank.serve.predictor import Predictor
 from fullrank.workflow.console import console, table
 from fullrank.workflow.data import DataOptions, refusing_broken
 from fullrank.workflow.folder import RunFolder
+from fullrank.workflow.popularity import popularity_alone
 from fullrank.workflow.run import intervals, measure
 
 _CHUNK_ROWS = 65536
@@ -48,10 +50,12 @@ def evaluate_command(folder: Path, file: Path | None, options: DataOptions) -> d
     """Measures an artefact on the test split of its run, or on a file with labels."""
     predictor = Predictor.load(artifact_folder(folder))
     schema = predictor.artifact.schema
+    alone: dict[str, float] = {}
     if file is None:
         prepared = Prepared.open(RunFolder(folder).prepared())
         _require_same(predictor.artifact, prepared)
         batches: Iterator[Batch] = prepared.splits["test"].batches()
+        alone = popularity_alone(prepared).get("test", {})
     else:
         batches = _encoded(predictor, _read(predictor.artifact, file, options, labels=True))
     with refusing_broken(file or folder):
@@ -59,7 +63,9 @@ def evaluate_command(folder: Path, file: Path | None, options: DataOptions) -> d
     interval = intervals(scores)
     rows = [[name, value, *interval.get(name, [None, None])] for name, value in values.items()]
     table(f"{folder} on {file or 'its test split'}", ["metric", "value", "low", "high"], rows)
-    return {"metrics": values, "interval": interval, "rows": len(scores)}
+    if alone:
+        console.print(popularity_line(alone), markup=False)
+    return {"metrics": values, "interval": interval, "popularity": alone, "rows": len(scores)}
 
 
 def export_command(

@@ -37,6 +37,7 @@ from fullrank.workflow.cost import step_seconds
 from fullrank.workflow.data import DataOptions, open_data
 from fullrank.workflow.diagnosis import diagnosed, run_line
 from fullrank.workflow.folder import RunFolder
+from fullrank.workflow.popularity import popularity_alone
 from fullrank.workflow.recipe import Recipe, load_recipe
 from fullrank.workflow.which import inside_all, write_which
 
@@ -96,7 +97,12 @@ def compare_command(asked: Compare) -> dict[str, Any]:
     with console.status("timing a training step of every model"):
         cost = step_seconds({j.recipe.name: (j.folder, j.data, j.recipe.train) for j in firsts})
     found = [r for j in jobs if (r := _finished(j)) is not None]
-    results = [replace(r, step_seconds=cost[r.recipe]) for r in found]
+    folders = {job.data.folder: job.data for job in firsts}  # measured anew: old results lack it
+    alone = {f: popularity_alone(data).get("test", {}) for f, data in folders.items()}
+    popularity = {job.recipe.name: alone[job.data.folder] for job in firsts}
+    results = [
+        replace(r, step_seconds=cost[r.recipe], popularity=popularity[r.recipe]) for r in found
+    ]
     first = recipes[0]
     comparison = compare(
         sorted(results, key=lambda r: names.index(r.recipe)),

@@ -15,6 +15,7 @@ from fullrank.diagnose.monitor import RankMonitor
 from fullrank.diagnose.records import RECORDS, Findings, RunContext, read_records
 from fullrank.diagnose.report import RunFindings, write_report
 from fullrank.diagnose.verdict import judge
+from fullrank.evaluate.popularity import popularity_line
 from fullrank.serve.artifact import Artifact
 from fullrank.workflow.console import console
 from fullrank.workflow.folder import RunFolder
@@ -132,5 +133,6 @@ def _shown(findings: Findings, result: dict[str, Any]) -> RunFindings:
 def run_line(result: dict[str, Any]) -> str:
     """Returns what a run was trained and diagnosed on."""
     rows = ", ".join(f"{name} {count:,}" for name, count in result["rows"].items())
-    notes = "".join(f"; {note}" for note in result["notes"])
+    alone = popularity_line(result.get("popularity", {}).get("test", {}))
+    notes = "".join(f"; {note}" for note in [*([alone] if alone else []), *result["notes"]])
     return f"{result['dataset']}: {rows} rows. Diagnosed on validation rows{notes}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,12 +41,6 @@ def popularity_alone(data: Prepared) -> dict[str, dict[str, float]]:
         )  # fmt: skip
         found[name] = popularity_metrics(rows)
     return found
-
-
-def popularity_line(found: Mapping[str, float]) -> str:
-    """Returns one split's numbers as a sentence; "" where there are none."""
-    said = [f"{name.upper()} {value:.4f}" for name, value in found.items()]
-    return f"popularity alone: {', '.join(said)}" if said else ""
 
 
 def _known(split: Split) -> tuple[Tensor, Tensor, np.ndarray]:

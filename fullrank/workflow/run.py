@@ -34,6 +34,7 @@ from fullrank.workflow.assets import make_assets, read_assets, unused_rows, writ
 from fullrank.workflow.data import DataOptions, open_data
 from fullrank.workflow.diagnosis import diagnose_model, training_monitor
 from fullrank.workflow.folder import RunFolder, write_json
+from fullrank.workflow.popularity import popularity_alone
 from fullrank.workflow.recipe import Recipe
 
 _VALID_ROWS = 8192  # rows per batch of validation
@@ -220,6 +221,7 @@ def measured(
         "test": metrics,
         "interval": intervals(scores),
         "valid": validation(model, data),
+        "popularity": popularity_alone(data),
         "rows": {name: part.rows for name, part in data.splits.items()},
         "parameters": sum(p.numel() for p in model.parameters()),
         "prepare_seconds": data.seconds,

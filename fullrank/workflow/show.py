@@ -68,14 +68,16 @@ def train_command(asked: Train) -> dict[str, Any]:
 def show_result(result: dict[str, Any]) -> None:
     """Prints test metrics with their intervals, the claim beside them, notes and verdicts."""
     claim = result.get("claim") or {}
+    alone = result.get("popularity", {}).get("test", {})  # older runs did not measure it
     rows = []
     for name in _SHOWN:
         if name in result["test"]:
             low, high = result["interval"].get(name, [None, None])
             paper = claim.get("paper") if claim.get("metric") == name else None
-            rows.append([name, result["test"][name], low, high, paper])
+            rows.append([name, result["test"][name], low, high, paper, alone.get(name)])
     title = f"{result['recipe']}: test split of {result['dataset']}"
-    table(title, ["metric", "value", "low", "high", "published"], rows)
+    heading = ["metric", "value", "low", "high", "published", *(["popularity alone"] * bool(alone))]
+    table(title, heading, [row[: len(heading)] for row in rows])
     for note in result["notes"]:
         console.print(f"note: {note}", markup=False)
     for verdict in result.get("verdicts", []):
