@@ -22,9 +22,11 @@ from fullrank.chart.draw import (
     scatter_chart,
 )
 from fullrank.chart.frontier import Panel, Reached, frontier_chart
+from fullrank.chart.panels import Lines, panel_chart
 
 __all__ = [
     "WIDTH",
+    "Lines",
     "Panel",
     "Reached",
     "Series",
@@ -34,5 +36,6 @@ __all__ = [
     "heat_map",
     "interval_chart",
     "line_chart",
+    "panel_chart",
     "scatter_chart",
 ]

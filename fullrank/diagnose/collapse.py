@@ -127,7 +127,7 @@ def diagnose(
             _record_tables(out, prefix, table, counts or {})
         _record_projections(out, model, tables, counts or {})
         stages.report()
-        record_attention(out, model, subset.batch, chunk)
+        record_attention(out, model, subset.batch)
         record_periodicity(out, model, subset.batch)
         if options.information:
             _record_information(out, stages, scores, subset.batch)

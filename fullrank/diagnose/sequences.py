@@ -18,7 +18,8 @@ from fullrank.batch import Batch
 from fullrank.diagnose.recorder import Place, Recorder
 
 MOST_EVENTS = 32  # per sample in M6, so that a few long histories do not fill the matrix
-ATTENTION_ROWS = 2048  # scored for the attention mass, a mean that more rows do not move
+ATTENTION_ROWS = 512  # of the subset: a mean over all their tokens moves little with more
+ATTENTION_CELLS = 2**24  # queries times keys at once
 SATURATED = 0.45  # distance from one half beyond which a gate is open or shut
 
 
@@ -27,22 +28,23 @@ class GateValues:
 
     def __init__(self) -> None:
         self.n = self.d = self.saturated = 0
-        self.total = self.square = 0.0
+        self.total = self.square = 0.0  # of g - 1/2
 
     def update(self, g: Tensor) -> None:
         """Adds values [n, D]."""
         self.n, self.d = self.n + g.shape[0], g.shape[1]
-        self.total += float(g.sum())
-        self.square += float((g - 0.5).square().sum())
-        self.saturated += int(((g - 0.5).abs() > SATURATED).sum())
+        off = (g - 0.5).flatten()
+        self.total += float(off.sum())
+        self.square += float(off @ off)
+        self.saturated += int((off.abs() > SATURATED).sum())
 
     def summary(self) -> dict[str, float]:
         """Returns `mean`, population `std`, and `saturation`, the share |g - 0.5| > 0.45."""
         count = max(1, self.n * self.d)
         mean = self.total / count
-        variance = self.square / count - (mean - 0.5) ** 2
+        variance = self.square / count - mean**2
         return {
-            "mean": mean,
+            "mean": 0.5 + mean,
             "std": max(0.0, variance) ** 0.5,
             "saturation": self.saturated / count,
         }
@@ -84,16 +86,16 @@ def record_gates(out: Recorder, hook: str, gate: GateValues) -> None:
         out.add(place, f"gate_{name}", value if gate.n else None)
 
 
-def record_attention(out: Recorder, model: nn.Module, batch: Batch, chunk: int) -> None:
+def record_attention(out: Recorder, model: nn.Module, batch: Batch) -> None:
     """Records the attention mass of sequence tokens on static ones, in percent, layer by layer.
 
-    A model without `attention_to_static(batch) -> [L]` has nothing to record.
+    A model without `attention_to_static(batch) -> [L]`, shares in [0, 1] of `block0` and on, has
+    nothing to record.
 
     Args:
         out: where the records go.
         model: in evaluation mode.
-        batch: the diagnostic rows, of which at most 2,048 are looked at.
-        chunk: rows at once.
+        batch: the diagnostic rows, of which at most 512 are looked at.
     """
     measure: Callable[[Batch], Tensor] | None = getattr(model, "attention_to_static", None)
     if measure is None:
@@ -101,16 +103,17 @@ def record_attention(out: Recorder, model: nn.Module, batch: Batch, chunk: int) 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     history: Any = getattr(model, "history", None)
     rows = min(len(batch), ATTENTION_ROWS)
+    at_once = rows if history is None else max(1, ATTENTION_CELLS // history.length**2)
     total, weight = torch.zeros((), dtype=torch.float64), 0.0
-    for start in range(0, rows, chunk):
-        part = batch.rows(torch.arange(start, min(start + chunk, rows)))
-        events = float(len(part))
+    for start in range(0, rows, at_once):
+        part = batch.rows(torch.arange(start, min(start + at_once, rows)))
+        queries = float(len(part))
         if history is not None:  # a mean over sequence tokens: parts count by their events
             lengths = part.sequences[history.name].lengths()
-            events = float(lengths.clamp(max=history.length).sum())
-        if events:
-            total = total + events * measure(part.to(device)).detach().cpu().double()
-            weight += events
+            queries = float(lengths.clamp(max=history.length).sum())
+        if queries:
+            total = total + queries * measure(part.to(device)).detach().cpu().double()
+            weight += queries
     if weight:
         for layer, share in enumerate((total / weight).tolist()):
             place = Place(
