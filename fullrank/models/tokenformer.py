@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullrank.batch import Batch
@@ -20,6 +19,7 @@ from fullrank.config import refuse_idle, require, require_between, require_posit
 from fullrank.embedding import Embeddings
 from fullrank.errors import nearest
 from fullrank.losses.binary import binary_losses
+from fullrank.losses.known import known_value_loss
 from fullrank.model import NO_ASSETS, Assets
 from fullrank.nn.attention_mask import Visibility
 from fullrank.nn.bfts import BFTS, layers_of, spread
@@ -32,6 +32,7 @@ from fullrank.nn.interaction_block import (
     InteractionBlock,
     NormKind,
     SelfAttention,
+    smmeanlinear,
     token_norm,
 )
 from fullrank.nn.packed_attention import length_buckets
@@ -136,7 +137,7 @@ class TokenFormerConfig:
             fix=f"set windows to {spread(self.windows or (32, 16), sliding)}",
         )
         refuse_idle(self, _ONLY_WITH)
-        for name, default, layer in (("discard_static", True, "S"),
+        for name, default, layer in (("discard_static", True, "S"), ("discard_sep1", False, "S"),
                                      ("static_bidirectional", False, "F")):  # fmt: skip
             require(
                 getattr(self, name) == default or layer in self.layers,
@@ -200,19 +201,11 @@ class TokenFormerConfig:
 
 
 _VARIANTS: dict[str, dict[str, Any]] = {
-    "A0": {"schedule": "4F", "nlir": False},
-    "A1": {"schedule": "4F"},
-    "A2": {"nlir": False},
-    "A3": {},
-    "A4": {"schedule": "4S"},
-    "A5": {"schedule": "2S2F"},
-    "A6": {"schedule": "3F1S"},
-    "A7": {},
-    "A8": {},
-    "A9": {"schedule": "4F", "nlir": False, "use_static": False},
-    "A10": {"schedule": "4F", "nlir": False},
-    "A11": {"positions": "learned"},
-}
+    "A0": {"schedule": "4F", "nlir": False}, "A1": {"schedule": "4F"}, "A2": {"nlir": False},
+    "A3": {}, "A4": {"schedule": "4S"}, "A5": {"schedule": "2S2F"}, "A6": {"schedule": "3F1S"},
+    "A7": {}, "A8": {}, "A9": {"schedule": "4F", "nlir": False, "use_static": False},
+    "A10": {"schedule": "4F", "nlir": False}, "A11": {"positions": "learned"},
+}  # fmt: skip
 
 
 class TokenFormer(nn.Module):
@@ -249,40 +242,26 @@ class TokenFormer(nn.Module):
         self.num_tokens = M + per_event * T + K + 2 + decision  # N of a full history
         end = T + 1 if c.target_pos == "tmax_plus_1" else self.num_tokens + 1
         self.tokens = TokenSequence(c.dim, K, per_event, end, decision)
-        self._require_reach(c.windows)
         if c.positions == "learned":
             self.position_vectors = nn.Parameter(0.02 * torch.randn(T + 2, c.dim))
-        windows = iter(c.windows)
-        rules = [
-            Visibility(
-                num_static=M,
-                window=None if layer == "F" else next(windows) or None,
-                discard_static=layer == "S" and c.discard_static,
-                discard_separator=layer == "S" and c.discard_sep1,
-                static_bidirectional=c.static_bidirectional,
-            )
-            for layer in c.layers
-        ]
+        rule = Visibility(
+            num_static=M, discard_static=c.discard_static, discard_separator=c.discard_sep1,
+            static_bidirectional=c.static_bidirectional,
+        )  # fmt: skip
         rotary = Rotary(c.dim // c.num_heads) if c.positions == "rope" else None
-        self.bfts = BFTS(rules, self.tokens, rotary)
+        self.bfts = BFTS(c.layers, c.windows, rule, self.tokens, rotary)
+        source = c.gate_input if c.gate_source == "input" else "attn_out"
         for layer in range(len(c.layers)):
-            self.add_module(f"block{layer}", _block(c))
+            attention = SelfAttention(c.dim, c.num_heads, c.attn_out_proj)
+            gate = NLIR(c.dim, source, c.gate_act, c.gate_bias, c.gate_init) if c.nlir else None
+            feed_forward = FeedForward(c.dim, round(c.expansion * c.dim) or 1, c.ffn, c.dropout)
+            block = InteractionBlock(attention, gate, feed_forward, c.norm, c.dropout)
+            block.initialise(len(c.layers))
+            self.add_module(f"block{layer}", block)
         self.final_norm = token_norm(c.dim, c.norm)
-        self.head = nn.Sequential(
-            nn.Linear(c.dim, c.dim), nn.SiLU(), nn.Linear(c.dim, num_labels(schema))
-        )
+        out = smmeanlinear(c.dim, num_labels(schema))
+        self.head = nn.Sequential(smmeanlinear(c.dim, c.dim), nn.SiLU(), out)
         self.embed, self.head_in = Tap("B F D"), Tap("B D")
-        for module in (
-            self.lift,
-            self.item,
-            self.action,
-            *self.head,
-            *self.feedback_heads.values(),
-        ):
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
     def _build_inputs(self, whole: TargetHistory) -> None:
         """Sorts the fields into static and target ones and builds what embeds them."""
@@ -300,39 +279,25 @@ class TokenFormer(nn.Module):
         candidate = {f.name for f in schema.fields if f.side == "item"} | set(whole.fields)
         names = [f.name for f in schema.fields if c.use_static or f.name in candidate]
         width = c.embedding_dim or c.dim
-        self.embeddings = Embeddings(
-            read, width, fields=names, sequences=(whole.name,), std=c.embedding_std
-        )
+        past, std = (whole.name,), c.embedding_std
+        self.embeddings = Embeddings(read, width, fields=names, sequences=past, std=std)
         self.history = TargetHistory(self.embeddings.schema, whole.name, c.length)
         self.static = tuple(n for n in names if n not in candidate)
         self.targets = tuple(n for n in names if n in candidate)
-        self._static, self._target = (
-            [names.index(n) for n in part] for part in (self.static, self.targets)
-        )
+        self._static = [names.index(n) for n in self.static]
+        self._target = [names.index(n) for n in self.targets]
         bags = [f.name for f in self.embeddings.schema.fields if isinstance(f, Bag)]
         self._bags = {name: names.index(name) for name in bags}
         if bags:
-            self.empty_bags = nn.Parameter(c.embedding_std * torch.randn(len(bags), width))
-        self.lift = nn.Identity() if width == c.dim else nn.Linear(width, c.dim, bias=False)
+            self.empty_bags = nn.Parameter(std * torch.randn(len(bags), width))
+        self.lift = nn.Identity() if width == c.dim else smmeanlinear(width, c.dim, bias=False)
         item, told = (width * len(part) for part in (self.history.columns, self.history.feedback))
-        self.item = nn.Linear(item + told * (not aware), c.dim)
-        self.action = nn.Linear(told, c.dim) if aware else nn.Identity()
+        self.item = smmeanlinear(item + told * (not aware), c.dim)
+        self.action = smmeanlinear(told, c.dim) if aware else nn.Identity()
         tables = dict(schema.sequence(whole.name).columns)
-        self.feedback_heads = nn.ModuleDict(
-            {n: nn.Linear(c.dim, schema.table(str(tables[n])).size - 1) for n in whole.feedback}
-            if user
-            else {}
-        )
-
-    def _require_reach(self, windows: tuple[int, ...]) -> None:
-        smallest = self.tokens.tail + 1  # SEP2 and what follows it, and one behaviour
-        require(
-            all(w == 0 or w >= smallest for w in windows),
-            where="TokenFormerConfig.windows",
-            found=f"{windows} with {len(self.targets)} target tokens: {', '.join(self.targets)}",
-            expected=f"at least {smallest}, or the target sees no behaviour",
-            fix=f"set windows to {tuple(w and max(w, smallest) for w in windows)}",
-        )
+        asked = whole.feedback if user else ()
+        values = {n: schema.table(str(tables[n])).size - 1 for n in asked}
+        self.feedback_heads = nn.ModuleDict({n: smmeanlinear(c.dim, v) for n, v in values.items()})
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Returns label -> logits [B]."""
@@ -354,7 +319,7 @@ class TokenFormer(nn.Module):
             weight = torch.repeat_interleave(batch.weight, past.lengths())  # [S]
             states = torch.cat([self._before_feedback(stream) for stream in streams])  # [S, D]
             for column, head in self.feedback_heads.items():
-                loss = _known_loss(head(states), past.values[column], weight)
+                loss = known_value_loss(head(states), past.values[column], weight)
                 losses[f"{self.history.name}.{column}"] = loss
         return losses
 
@@ -375,10 +340,6 @@ class TokenFormer(nn.Module):
         """
         stream = self.stream(batch, self.history.length)
         return self.bfts.static_share(self.blocks(), stream)[1]
-
-    def attention_flops(self) -> list[int]:
-        """Returns what the attention scores of each layer cost for one row with a full history."""
-        return self.bfts.flops(self.num_tokens, self.config.dim)
 
     def stream(self, batch: Batch, length: int) -> Stream:
         """Returns X_0, with places for the newest `length` events of a row."""
@@ -407,15 +368,11 @@ class TokenFormer(nn.Module):
         lengths = batch.sequences[self.history.name].lengths().clamp(max=self.history.length)
         others = self.num_tokens - self.tokens.per_event * self.history.length
         buckets = length_buckets(lengths * self.tokens.per_event + others)
-        if len(buckets) > 1:
-            batch, lengths = batch.rows(torch.cat(buckets)), lengths[torch.cat(buckets)]
-        parts, start = [], 0
-        for bucket in buckets:
-            rows = torch.arange(start, start + len(bucket), device=lengths.device)
-            part = batch.rows(rows) if len(buckets) > 1 else batch
-            parts.append((part, max(1, int(lengths[rows].max()))))
-            start += len(bucket)
-        return batch, parts
+        order = torch.cat(buckets)
+        batch, lengths = batch.rows(order), lengths[order]
+        places = torch.arange(len(order), device=order.device)
+        parts = torch.split(places, [len(bucket) for bucket in buckets])
+        return batch, [(batch.rows(p), max(1, int(lengths[p].max()))) for p in parts]
 
     def _judge(self, stream: Stream) -> Tensor:
         """Returns logits [B, Y]."""
@@ -439,33 +396,6 @@ class TokenFormer(nn.Module):
     def extra_repr(self) -> str:
         """Returns the variant for `print(model)`."""
         return self.config.label
-
-
-def _known_loss(logits: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy over the known values of a table; row 0, unknown, carries no loss.
-
-    Args:
-        logits: [S, V - 1].
-        rows: [S] row numbers; those past the trained size count as unknown, too.
-        weight: [S].
-    """
-    value = rows.long() - 1
-    weight = weight * ((value >= 0) & (value < logits.shape[1]))
-    each = F.cross_entropy(logits, value.clamp(0, logits.shape[1] - 1), reduction="none")  # [S]
-    return (weight * each).sum() / weight.sum().clamp(min=1e-12)
-
-
-def _block(c: TokenFormerConfig) -> InteractionBlock:
-    source = c.gate_input if c.gate_source == "input" else "attn_out"
-    block = InteractionBlock(
-        SelfAttention(c.dim, c.num_heads, c.attn_out_proj),
-        NLIR(c.dim, source, c.gate_act, c.gate_bias, c.gate_init) if c.nlir else None,
-        FeedForward(c.dim, max(1, round(c.expansion * c.dim)), c.ffn, c.dropout),
-        c.norm,
-        c.dropout,
-    )
-    block.initialise(len(c.layers))
-    return block
 
 
 MODEL = TokenFormer

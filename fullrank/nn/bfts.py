@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -54,20 +55,42 @@ class BFTS:
     """Runs a stream through its layers. It has no parameters.
 
     Args:
-        rules: what each layer lets its tokens see.
+        layers: one letter per layer, F or S.
+        windows: of the sliding layers, the query included; 0 is the whole past.
+        rule: of a sliding layer, but for its window; full layers discard nothing.
         tokens: laid the stream out.
         rotary: turns queries and keys; None where positions are not rotary.
 
     Attributes:
+        rules: what each layer lets its tokens see.
         drop_at: the first layer that runs without static tokens; L if there is none.
+
+    Raises:
+        ConfigError: from the target, a window does not reach any behaviour.
     """
 
     def __init__(
-        self, rules: Sequence[Visibility], tokens: TokenSequence, rotary: Rotary | None
+        self,
+        layers: str,
+        windows: tuple[int, ...],
+        rule: Visibility,
+        tokens: TokenSequence,
+        rotary: Rotary | None,
     ) -> None:
-        self.rules, self.tokens, self.rotary = tuple(rules), tokens, rotary
-        keeping = [layer for layer, rule in enumerate(rules) if not rule.discard_static]
-        self.drop_at = keeping[-1] + 1 if keeping else 0
+        smallest = tokens.tail + 1  # SEP2 and what follows it, and one behaviour
+        require(
+            all(w == 0 or w >= smallest for w in windows),
+            where="windows",
+            found=f"{windows} with {tokens.num_targets} target tokens",
+            expected=f"at least {smallest}, or the target sees no behaviour",
+            fix=f"set windows to {tuple(w and max(w, smallest) for w in windows)}",
+        )
+        self.tokens, self.rotary = tokens, rotary
+        full, each = replace(rule, discard_static=False, discard_separator=False), iter(windows)
+        self.rules = tuple(
+            full if layer == "F" else replace(rule, window=next(each) or None) for layer in layers
+        )
+        self.drop_at = len(layers.rstrip("S")) if rule.discard_static else len(layers)
 
     def __call__(
         self, blocks: Sequence[InteractionBlock], stream: Stream, look: Look | None = None

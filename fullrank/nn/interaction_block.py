@@ -235,6 +235,18 @@ def _even(dim: int, num_heads: int) -> int:
     return max(1, round(dim / (2 * num_heads))) * 2 * num_heads
 
 
+def small_linear(in_dim: int, out_dim: int, *, bias: bool = True) -> nn.Linear:
+    """Returns a linear layer whose weights start from N(0, 0.02^2) and whose bias starts at zero.
+
+    Our choice: TokenFormer's initial values are not published.
+    """
+    layer = nn.Linear(in_dim, out_dim, bias=bias)
+    nn.init.normal_(layer.weight, std=0.02)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
 def token_norm(dim: int, kind: NormKind) -> nn.Module:
     """Returns a norm over the width of a token that leaves zeros at zero."""
     return RMSNorm(dim) if kind == "rms" else nn.LayerNorm(dim, eps=1e-6, bias=False)
