@@ -187,6 +187,17 @@ def test_half_of_the_slots_are_on_their_day_and_as_popular(
     assert abs(log["click"].mean() - 0.5) < 0.03  # type: ignore[operator]
 
 
+def test_a_wrong_day_is_any_other_day_of_the_round() -> None:
+    habits = Truth(SMALL).habits
+    assert habits is not None
+    user = np.arange(14_000) % SMALL.num_users
+    ad = habits.served(np.random.default_rng(0), user, np.zeros_like(user))
+    category = Truth(SMALL).ad_category[ad]
+    place = (habits.all["weekly"].categories[user] == category[:, None]).argmax(1)
+    share = np.bincount(place, minlength=7) / len(place)
+    np.testing.assert_allclose(share, [0.5] + [0.5 / 6] * 6, atol=0.02)
+
+
 def test_with_noise_alone_the_effect_is_gone_and_the_truth_says_so(
     logs: dict[str, pl.DataFrame],
 ) -> None:
