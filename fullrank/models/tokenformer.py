@@ -32,7 +32,7 @@ from fullrank.nn.interaction_block import (
     InteractionBlock,
     NormKind,
     SelfAttention,
-    smmeanlinear,
+    small_linear,
     token_norm,
 )
 from fullrank.nn.packed_attention import length_buckets
@@ -43,7 +43,7 @@ from fullrank.tap import Tap
 from fullrank.target import TargetHistory
 
 # Longer than 250 lines, because every switch of the ablations has its line in the config.
-_ON, _OFF = (True,), (False,)
+_ON = (True,)
 _ONLY_WITH: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
     ("nlir", _ON, ("gate_source", "gate_input", "gate_act", "gate_bias", "gate_init")),
     ("gate_source", ("input",), ("gate_input",)),
@@ -259,8 +259,8 @@ class TokenFormer(nn.Module):
             block.initialise(len(c.layers))
             self.add_module(f"block{layer}", block)
         self.final_norm = token_norm(c.dim, c.norm)
-        out = smmeanlinear(c.dim, num_labels(schema))
-        self.head = nn.Sequential(smmeanlinear(c.dim, c.dim), nn.SiLU(), out)
+        out = small_linear(c.dim, num_labels(schema))
+        self.head = nn.Sequential(small_linear(c.dim, c.dim), nn.SiLU(), out)
         self.embed, self.head_in = Tap("B F D"), Tap("B D")
 
     def _build_inputs(self, whole: TargetHistory) -> None:
@@ -290,14 +290,14 @@ class TokenFormer(nn.Module):
         self._bags = {name: names.index(name) for name in bags}
         if bags:
             self.empty_bags = nn.Parameter(std * torch.randn(len(bags), width))
-        self.lift = nn.Identity() if width == c.dim else smmeanlinear(width, c.dim, bias=False)
+        self.lift = nn.Identity() if width == c.dim else small_linear(width, c.dim, bias=False)
         item, told = (width * len(part) for part in (self.history.columns, self.history.feedback))
-        self.item = smmeanlinear(item + told * (not aware), c.dim)
-        self.action = smmeanlinear(told, c.dim) if aware else nn.Identity()
+        self.item = small_linear(item + told * (not aware), c.dim)
+        self.action = small_linear(told, c.dim) if aware else nn.Identity()
         tables = dict(schema.sequence(whole.name).columns)
         asked = whole.feedback if user else ()
         values = {n: schema.table(str(tables[n])).size - 1 for n in asked}
-        self.feedback_heads = nn.ModuleDict({n: smmeanlinear(c.dim, v) for n, v in values.items()})
+        self.feedback_heads = nn.ModuleDict({n: small_linear(c.dim, v) for n, v in values.items()})
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Returns label -> logits [B]."""
@@ -348,8 +348,7 @@ class TokenFormer(nn.Module):
             empty = torch.stack([batch.bags[name].lengths() == 0 for name in self._bags], dim=1)
             places = torch.tensor(list(self._bags.values()), device=block.device)
             block = block.index_add(1, places, empty.unsqueeze(-1) * self.empty_bags)
-        block = self.lift(self.embed(block))  # [B, F, D]
-        events = self.history.events(self.embeddings, batch)
+        block, events = self.lift(self.embed(block)), self.history.events(self.embeddings, batch)
         if self.config.stream == "action_aware":
             each = torch.stack([self.item(events.x), self.action(events.feedback)], dim=1)
         else:
