@@ -1,0 +1,101 @@
+"""The time branch of FEDIN, arXiv:2605.01726: attention inside patches, a network across them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fullrank.nn.dropout import Dropout
+from fullrank.nn.mlp import MLP, linear
+
+
+def sinusoids(length: int, dim: int) -> Tensor:
+    """Returns [length, dim]: sines at even units and cosines at odd ones (Vaswani et al., 2017)."""
+    rate = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
+    angle = torch.arange(length)[:, None] * rate  # [length, ceil(dim / 2)]
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[:, :dim].contiguous()
+
+
+class PatchEncoder(nn.Module):
+    """One transformer block inside each patch, then a linear layer and the sum over positions.
+
+    Deviation: queries, keys and values have no bias. That of the keys moves no weight, and that of
+    the values is one with the bias behind it.
+
+    Args:
+        dim: D, a multiple of `heads`.
+        heads: H.
+        longest: positions of the largest patch; a smaller one uses the last of them.
+        dropout: on attention weights and on what the residuals add.
+    """
+
+    def __init__(self, dim: int, heads: int, longest: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.position = nn.Parameter(sinusoids(longest, dim))
+        self.project = linear(dim, 3 * dim, bias=False)
+        self.attended = linear(dim, dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.up, self.down = linear(dim, dim), linear(dim, dim)
+        self.out = linear(dim, dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Encodes patches.
+
+        Args:
+            x: [M, P, D].
+            valid: [M, P] bool; a step that is not valid is seen by itself alone.
+
+        Returns:
+            [M, D].
+        """
+        P = x.shape[1]
+        x = x + self.position[-P:]
+        x = self.norm1(x + self.dropout(self._attention(x, valid)))
+        y = self.down(F.leaky_relu(self.up(x), inplace=True))
+        x = self.norm2(x + self.dropout(y))
+        # cost: the sum before the linear layer instead of behind it, for a P-th of the products.
+        return F.linear(x.sum(dim=1), self.out.weight, P * self.out.bias)
+
+    def _attention(self, x: Tensor, valid: Tensor) -> Tensor:
+        q, k, v = torch.unflatten(self.project(x), 2, (3, self.heads, -1)).unbind(2)  # [M, P, H, d]
+        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        seen = valid[:, None, None, :] | itself  # [M, 1, P, P]
+        scores = torch.einsum("mihd,mjhd->mhij", q * q.shape[-1] ** -0.5, k)
+        weights = self.dropout(scores.masked_fill(~seen, -torch.inf).softmax(dim=-1))
+        out: Tensor = self.attended(torch.einsum("mhij,mjhd->mihd", weights, v).flatten(2))
+        return out
+
+
+class PatchForecast(nn.Module):
+    """Cuts a window into patches, encodes each, and maps the patches to future steps.
+
+    Args:
+        length: T, steps of the window; padded on the left to a multiple of the patch.
+        patch: P.
+        future: T', steps to produce.
+        hidden: widths of the network over the patches.
+        dropout: of that network.
+    """
+
+    def __init__(
+        self, length: int, patch: int, future: int, hidden: tuple[int, ...], dropout: float
+    ) -> None:
+        super().__init__()
+        self.patch, self.missing = patch, -length % patch
+        over = MLP((length + self.missing) // patch, hidden, dropout=dropout)
+        self.over_patches = nn.Sequential(over, linear(over.out_dim, future))
+
+    def forward(self, x: Tensor, valid: Tensor, encoder: PatchEncoder) -> Tensor:
+        """Returns the future [B, D, T'] of [B, T, D], where `valid` [B, T] says what is real."""
+        x = F.pad(x, (0, 0, self.missing, 0))
+        valid = F.pad(valid, (self.missing, 0))
+        patches = x.reshape(-1, self.patch, x.shape[2])  # [B * n, P, D]
+        encoded = encoder(patches, valid.reshape(-1, self.patch))  # [B * n, D]
+        encoded = encoded.view(x.shape[0], -1, x.shape[2])  # [B, n, D]
+        out: Tensor = self.over_patches(encoded.transpose(1, 2))  # [B, D, T']
+        return out
