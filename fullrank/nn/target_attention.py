@@ -89,7 +89,8 @@ def row_softmax(logit: Tensor, row: Tensor, within: Tensor, rows: int) -> Tensor
     largest = logit.new_full((rows,), -torch.inf)
     largest = largest.scatter_reduce(0, row, logit.detach(), "amax").index_select(0, row)
     share = (logit - largest.clamp(min=torch.finfo(logit.dtype).min)).exp()  # [S]
-    return share / logit.new_zeros(rows).index_add(0, row, share).index_select(0, row)
+    total = logit.new_zeros(rows).index_add(0, row, share)  # [B], 1 or more where there is an event
+    return share / total.clamp(min=1.0).index_select(0, row)
 
 
 class MultiHeadTargetAttention(nn.Module):

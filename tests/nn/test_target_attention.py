@@ -22,7 +22,7 @@ def flat(lengths: list[int], dim: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(len(row), dim, dtype=torch.float64), row
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     lengths=st.lists(st.integers(0, 4), min_size=1, max_size=4),
     told=st.integers(0, 2),
@@ -43,7 +43,7 @@ def test_the_split_product_equals_the_joined_vector(lengths, told, training, see
     torch.testing.assert_close(unit(t, h, e, row), expected)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(lengths=st.lists(st.integers(0, 4), min_size=1, max_size=4), seed=st.integers(0, 9))
 def test_sums_and_softmax_of_rows_equal_loops(lengths, seed) -> None:
     torch.manual_seed(seed)
