@@ -12,6 +12,7 @@ goes on where it was and a changed trial is measured anew.
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import importlib
 import json
@@ -51,6 +52,7 @@ not hold* when none of it does, and is *undecided* otherwise. Intervals on logs 
 seeds, and all gains of one log hold together with 95 % confidence. Settings were chosen on
 validation rows alone.
 """
+_FOLLOWED = ("studies.", "fullrank.models.", "fullrank.nn.", "fullrank.losses.")
 PAGE = ROOT / "docs" / "results" / "rankers.md"
 
 
@@ -102,12 +104,24 @@ def trials(study: str) -> list[Trial]:
 
 
 def _code(study: str) -> str:
-    """Returns a name that changes with the study, the teacher and the models."""
-    package = ROOT / "fullrank"
-    files = [ROOT / "studies" / f"{study}.py", ROOT / "studies" / "teacher.py"]
-    files += sorted(p for part in ("models", "nn", "losses") for p in (package / part).glob("*.py"))
+    """Returns a name that changes with the study and with the models that it leads to."""
+    files = sorted(_sources(ROOT / "studies" / f"{study}.py", set()))
     text = b"".join(path.read_bytes() for path in files)
     return hashlib.sha256(text).hexdigest()[:12]
+
+
+def _sources(path: Path, seen: set[Path]) -> set[Path]:
+    """Returns a file and what it imports of studies, models, layers and losses, by name too."""
+    if path in seen or not path.exists():
+        return seen
+    seen.add(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module.startswith(_FOLLOWED):
+                _sources(ROOT / f"{node.module.replace('.', '/')}.py", seen)
+        elif isinstance(node, ast.Constant) and str(node.value).isidentifier():
+            _sources(ROOT / "fullrank" / "models" / f"{node.value}.py", seen)
+    return seen
 
 
 def _measure(task: Task) -> Task:
