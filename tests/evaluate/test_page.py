@@ -78,6 +78,17 @@ def test_what_the_data_is_not_is_said_once() -> None:
     assert "Data:" not in markdown(compare(_results(), "auc"), "x", COMMAND)
 
 
+def test_popularity_alone_stands_beside_the_models_where_it_was_measured() -> None:
+    alone = {"auc": 0.61234, "gauc": 0.5871}
+    results = [replace(result, popularity=alone) for result in _results()]
+    page = markdown(compare(results, "auc"), "x", COMMAND)
+    assert page.count("Popularity alone: AUC 0.6123, GAUC 0.5871") == 1
+    header, rows = _cells(page)
+    assert {row[header.index("popularity alone")] for row in rows} == {"0.6123"}
+    assert as_data(compare(results, "auc"))["recipes"][0]["popularity"] == alone
+    assert "opularity" not in markdown(compare(_results(), "auc"), "x", COMMAND)
+
+
 @pytest.mark.parametrize("baseline", ["dcnv2", None])
 @pytest.mark.parametrize("count", [1, 3, 9])
 def test_picture_stands_alone(baseline: str | None, count: int) -> None:
