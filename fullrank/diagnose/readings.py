@@ -60,6 +60,14 @@ def entropy_records(findings: Findings) -> dict[str, dict[str, Record]]:
     return {label: found for label, found in out.items() if "entropy_positive" in found}
 
 
+def rhythm_words(findings: Findings) -> list[str]:
+    """Returns one text per label that the spectral entropy was measured for."""
+    newest = findings.latest()
+    every = entropy_records(newest)
+    named = {label: f"Label '{label}': " if len(every) > 1 else "" for label in every}
+    return [said + entropy_words(newest, label) for label, said in named.items()]
+
+
 def entropy_words(findings: Findings, label: str) -> str:
     """Returns whether targets with a positive label recur in their histories with a rhythm.
 
@@ -91,7 +99,7 @@ def entropy_words(findings: Findings, label: str) -> str:
     else:
         said = "The spectrum does not tell positives from negatives: no rhythm can be seen."
     numbers = (
-        f"AUC of -H {auc:.3f} ({low:.3f} to {high:.3f}) between histories of equal length, "
+        f"AUC of low H {auc:.3f} ({low:.3f} to {high:.3f}) between histories of equal length, "
         f"{value('pairs_matched') or 0.0:,.0f} pairs; mean H of positives "
         f"{value('positive_matched') or 0.0:.3f}, of negatives "
         f"{value('negative_matched') or 0.0:.3f}."

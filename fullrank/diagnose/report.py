@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fullrank.diagnose.figures import Figure, Shown, sections
 from fullrank.diagnose.records import Findings
-from fullrank.diagnose.sequence_figures import sequence_sections
+from fullrank.diagnose.sequence_figures import sequences_apart, sequences_together
 from fullrank.diagnose.side_by_side import INSIDE, side_by_side
 from fullrank.diagnose.verdict import Verdict, judge, stage_ranks
 from fullrank.disk import write_text
@@ -123,8 +123,6 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    several, of_past = list(side_by_side(seen)), list(sequence_sections(seen))
-    first, then = ([*several, *of_past], []) if several else ([], of_past)
     columns = list(dict.fromkeys(name for run in runs for name in run.metrics))
     rows = [
         [_cell(name, run.metrics.get(name)) for name in columns] + _rank_cells(known)
@@ -139,8 +137,8 @@ def render_report(
         + ["effective rank at the end"],
         rows=rows,
         runs=seen,
-        together=[s for s in first if s.figures],
-        sections=[s for s in (*sections(seen), *then) if s.figures],
+        together=[s for s in (*side_by_side(seen), *sequences_together(seen)) if s.figures],
+        sections=[s for s in (*sections(seen), *sequences_apart(seen)) if s.figures],
         folded=len(runs) > MOST_OPEN,
     )
 

@@ -15,24 +15,36 @@ _OF_LAYER = ("seq", "nlir", "gate", "attention")  # leaves of hooks that belong 
 _Found = dict[str, dict[str, Record]]  # model -> layer -> record
 
 
-def sequence_sections(runs: Sequence[Shown]) -> Iterable[Section]:
-    """Yields what concerns the past; a section without figures has nothing to show."""
-    together = ", side by side" if len(runs) > 1 else ""
-    yield Section(
+def sequences_together(runs: Sequence[Shown]) -> Iterable[Section]:
+    """Yields sections whose figures show all models at once; nothing for a single one."""
+    if len(runs) > 1:
+        yield _layer_section(runs, ", side by side")
+        yield Section(_RHYTHM + ", side by side", _RHYTHM_TEXT, list(_rhythms(runs)))
+
+
+def sequences_apart(runs: Sequence[Shown]) -> Iterable[Section]:
+    """Yields sections with figures of one model each."""
+    if len(runs) == 1:
+        yield _layer_section(runs)
+    yield Section(_RHYTHM, _RHYTHM_TEXT, [f for run in runs for f in _entropies(run)])
+
+
+_RHYTHM = "Rhythm of interest: spectral entropy"
+_RHYTHM_TEXT = (
+    "How alike a target and each event of its history are, read in order, has a spectrum. It is "
+    "concentrated, of low entropy H, where the user returns to the target with a period. Positives "
+    "and negatives are weighted to equal lengths of history, because length alone moves H."
+)
+
+
+def _layer_section(runs: Sequence[Shown], together: str = "") -> Section:
+    return Section(
         "Sequence tokens, layer by layer" + together,
         "Fields of few values live in few dimensions. Tokens of a history that attend to them can "
         "be pulled into few dimensions as well (Sequential Collapse Propagation): compare a model "
         "with one that keeps the fields away from the history. A higher rank alone is no gain; "
         "read it beside what the tokens still say about the label.",
         list(_layers(runs)),
-    )
-    yield Section(
-        "Rhythm of interest: spectral entropy" + together,
-        "How alike a target and each event of its history are, read in order, has a spectrum. It "
-        "is concentrated, of low entropy, where the user returns to the target with a period. "
-        "Positives and negatives are weighted to equal lengths of history, because length alone "
-        "moves the entropy.",
-        [*_rhythms(runs), *(f for run in runs for f in _entropies(run))],
     )
 
 
@@ -113,13 +125,11 @@ def _layer_words(runs: Sequence[Shown], ranks: _Found, told: _Found, gates: _Fou
     last = {run: list(row.values())[-1] for run, row in ranks.items()}
     said = [f"{run} {r.value or 0.0:.1f} ({r.n:,} x {r.d})" for run, r in last.items()]
     words.append(f"Rank at the last layer: {'; '.join(said)}.")
-    chance = [
-        run.newest.value(hook=r.hook, metric="mi_shuffled") or 0.0
-        for run in runs
-        for r in told.get(run.name, {}).values()
-    ]
-    if chance:
-        words.append(f"Clusters of shuffled rows have {max(chance):.4f} nats before correction.")
+    each = {(r.matrix_kind.rpartition(":k")[2], r.n) for row in told.values() for r in row.values()}
+    if each:
+        # 2 n times the information of independent variables is chi-squared with k - 1 degrees.
+        chance = max((2 * (int(k) - 1)) ** 0.5 / n for k, n in each)
+        words.append(f"Without information chance gives 0 ± {chance:.4f} nats (two deviations).")
     shut = {
         run.name: [
             run.newest.value(hook=r.hook, metric="gate_saturation") or 0.0
@@ -171,7 +181,7 @@ def _rhythms(runs: Sequence[Shown]) -> Iterable[Figure]:
         svg = interval_chart(
             rows,
             title="Low entropy as the only score, between equal lengths",
-            x="AUC of -H, with 95 % interval",
+            x="AUC of low entropy, with 95 % interval",
             reference=0.5,
         )
         yield Figure(svg, "The same rows, matched by the tables that each model has learnt.")

@@ -12,6 +12,7 @@ from torch import nn
 from fullrank.data.prepare import Prepared
 from fullrank.diagnose.collapse import diagnose
 from fullrank.diagnose.monitor import RankMonitor
+from fullrank.diagnose.readings import rhythm_words
 from fullrank.diagnose.records import RECORDS, Findings, RunContext, read_records
 from fullrank.diagnose.report import RunFindings, write_report
 from fullrank.diagnose.verdict import judge
@@ -48,7 +49,7 @@ def diagnose_model(
 
 def diagnose_command(runs: Sequence[Path], out: Path | None) -> dict[str, Any]:
     """Measures finished runs again and draws them side by side."""
-    shown, verdicts = [], {}
+    shown, verdicts, readings = [], {}, {}
     for folder in runs:
         run = RunFolder(folder)
         result = run.read_result()
@@ -57,13 +58,14 @@ def diagnose_command(runs: Sequence[Path], out: Path | None) -> dict[str, Any]:
         findings = _measured(run, data, model, result["epochs"])
         shown.append(_shown(findings, result))
         verdicts[str(folder)] = [str(v) for v in judge(findings)]
+        readings[str(folder)] = rhythm_words(findings)
     report = out or RunFolder(runs[0]).report
     write_report(report, shown, subtitle=run_line(RunFolder(runs[0]).read_result()))
     for name, sentences in verdicts.items():
-        for sentence in sentences:
+        for sentence in (*sentences, *readings[name]):
             console.print(f"{name}: {sentence}", markup=False)
     console.print(f"wrote {report}", markup=False)
-    return {"report": str(report), "verdicts": verdicts}
+    return {"report": str(report), "verdicts": verdicts, "readings": readings}
 
 
 def diagnosed(folder: Path, data: Prepared) -> Findings:

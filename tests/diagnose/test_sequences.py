@@ -16,10 +16,10 @@ from fullrank.diagnose.collapse import Options, diagnose
 from fullrank.diagnose.figures import Section, Shown
 from fullrank.diagnose.monitor import EffectiveRank
 from fullrank.diagnose.probe import take_subset, watch
-from fullrank.diagnose.readings import entropy_words
+from fullrank.diagnose.readings import rhythm_words
 from fullrank.diagnose.records import Findings, Record, RunContext
 from fullrank.diagnose.report import RunFindings, render_report
-from fullrank.diagnose.sequence_figures import sequence_sections
+from fullrank.diagnose.sequence_figures import sequences_apart, sequences_together
 from fullrank.diagnose.sequences import GateValues, newest, pooled
 from fullrank.diagnose.verdict import judge, stage_ranks
 from fullrank.ops import spectrum
@@ -120,7 +120,8 @@ def shown(name: str, found: Findings) -> Shown:
 
 
 def section(runs: list[Shown], words: str) -> Section:
-    (found,) = [s for s in sequence_sections(runs) if words in s.heading]
+    every = [*sequences_together(runs), *sequences_apart(runs)]
+    (found,) = [s for s in every if words in s.heading]
     return found
 
 
@@ -245,6 +246,25 @@ def test_histories_that_are_all_empty_have_scores_and_nothing_else() -> None:
     assert found.value(metric="gate_mean") is None
 
 
+def test_rows_with_long_histories_are_scored_a_few_at_a_time() -> None:
+    sizes = []
+
+    class Sized(Ideal):
+        def score(self, batch: Batch) -> dict[str, Tensor]:
+            sizes.append(len(batch))
+            return super().score(batch)
+
+    batch = habits(700)
+    options = Options(rows=700, information=False)
+    diagnose(Sized(), [batch], context=CONTEXT, options=options)
+    assert sizes == [700]
+    sizes.clear()
+    model = Sized()
+    model.history.length = 1000
+    diagnose(model, [batch], context=CONTEXT, options=options)
+    assert sizes == [131] * 5 + [45]
+
+
 def test_taps_of_other_models_are_measured_the_same_way() -> None:
     """Any tap of axes "B T D" counts, whatever its name, with a mask or without one."""
 
@@ -323,11 +343,14 @@ def test_a_page_shows_what_there_is_and_leaves_out_what_there_is_not() -> None:
     options = Options(rows=400, information=False)
     ideal = diagnose(Ideal(), [habits(400)], context=CONTEXT, options=options)
     page = render_report([RunFindings(name="one", findings=ideal)], title="t")
+    assert "side by side" not in page
     assert "Rhythm of interest: spectral entropy<" in page
     assert "layer by layer" not in page
     assert "click: yes" in page
     both = [RunFindings(name=name, findings=ideal) for name in ("one", "two")]
-    assert "Low entropy as the only score" in render_report(both, title="t")
+    page = render_report(both, title="t")
+    assert "Low entropy as the only score, between equal lengths" in page
+    assert page.index("spectral entropy, side by side</h2>") < page.index("one: target and history")
 
 
 def test_the_words_say_which_way_the_spectrum_leans() -> None:
@@ -335,7 +358,7 @@ def test_the_words_say_which_way_the_spectrum_leans() -> None:
 
     def words(batch: Batch) -> str:
         found = diagnose(Ideal(), [batch], context=CONTEXT, options=options)
-        return entropy_words(found, "click")
+        return " ".join(rhythm_words(found))
 
     batch = habits(1500)
     assert "return with a rhythm" in words(batch)
