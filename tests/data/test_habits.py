@@ -20,8 +20,8 @@ from fullrank.data.truth import Impressions, Truth
 from fullrank.data.world import START, World
 
 SMALL = replace(WORLD, num_rows=6000, num_users=60)
-BOTH = replace(SMALL, monthly=2.0, history_length=210)
-MONTHLY = replace(SMALL, weekly=0.0, monthly=2.0, history_length=60)
+BOTH = replace(SMALL, monthly=2.0, history_length=210, days=210.0)
+MONTHLY = replace(SMALL, weekly=0.0, monthly=2.0, history_length=60, days=60.0)
 
 
 def made(world: World, folder: Path) -> pl.DataFrame:
@@ -167,7 +167,7 @@ def test_the_bag_of_a_user_is_the_same_for_categories_on_their_day_and_off_it() 
         assert truth.habits is not None
         (habit,), diary = truth.habits.all.values(), truth.ad_category[truth.habits.diary()]
         for user in range(0, world.num_users, 7):
-            for day in range(0, 70, 9):
+            for day in range(0, 60, 9):
                 bag = Counter(diary[user, day : day + world.history_length].tolist())
                 assert {*bag} == {*habit.categories[user].tolist()}
                 assert len({*bag.values()}) == 1
@@ -196,6 +196,11 @@ def test_a_wrong_day_is_any_other_day_of_the_round() -> None:
     place = (habits.all["weekly"].categories[user] == category[:, None]).argmax(1)
     share = np.bincount(place, minlength=7) / len(place)
     np.testing.assert_allclose(share, [0.5] + [0.5 / 6] * 6, atol=0.02)
+
+
+def test_the_asked_rate_is_that_of_the_ads_that_are_served(tmp_path: Path) -> None:
+    log = made(replace(SMALL, click_rate=0.2), tmp_path)
+    assert log["p_click"].mean() == pytest.approx(0.2, abs=0.01)
 
 
 def test_with_noise_alone_the_effect_is_gone_and_the_truth_says_so(
