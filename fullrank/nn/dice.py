@@ -77,41 +77,43 @@ def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 class _CachedDice(torch.autograd.Function):
-    """Dice of a training step, a chunk of rows at a time; n = (x - mean) scale."""
+    """Dice of a training step, a chunk of rows at a time: y = x - (1 - alpha) x q.
+
+    n = (x - mean) scale is x normalised, and q = 1 - p = sigmoid(-n).
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        p, y = torch.empty_like(x), torch.empty_like(x)
-        for xi, pi, yi in _chunks(x, p, y):
-            torch.sub(xi, mean, out=pi).mul_(scale).sigmoid_()
-            torch.addcmul(alpha, pi, 1 - alpha, out=yi).mul_(xi)
-        ctx.save_for_backward(x, p, alpha, mean, scale)
+        q, y = torch.empty_like(x), torch.empty_like(x)
+        for xi, qi, yi in _chunks(x, q, y):
+            torch.sub(mean, xi, out=qi).mul_(scale).sigmoid_()
+            torch.mul(xi, qi, out=yi).mul_(alpha - 1).add_(xi)
+        ctx.save_for_backward(x, q, alpha, mean, scale)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        """Adds the direct path to the one through p, whose mean and variance move with x.
+        """Adds the direct path to the one through q, whose mean and variance move with x.
 
-        With w = g x p (1 - p), n has gradient (1 - alpha) w, and so, by batch norm, x has
+        With w = g x q (1 - q), n has gradient (1 - alpha) w, and so, by batch norm, x has
         (1 - alpha) scale (w - mean[w] - n mean[w n]).
         """
-        x, p, alpha, mean, scale = ctx.saved_tensors
+        x, q, alpha, mean, scale = ctx.saved_tensors
         grad, w, ones = torch.empty_like(x), torch.empty_like(x), x.new_ones(1, _CHUNK)
         to_alpha, sum_w, sum_wc = x.new_zeros(3, 1, x.shape[1])
-        for xi, pi, wi, gi, out in _chunks(x, p, w, g, grad):
-            one = ones[:, : xi.shape[0]]
-            gx = gi * xi
-            gxp = gx * pi
-            torch.addcmul(gxp, gxp, pi, value=-1, out=wi)
-            to_alpha += one @ gx.sub_(gxp)
+        for xi, qi, wi, gi, out in _chunks(x, q, w, g, grad):
+            one = ones[:, : xi.shape[0]]  # sums over rows as products: 3 times faster
+            gq = gi * qi
+            torch.addcmul(gi, gq, alpha - 1, out=out)
+            to_alpha += one @ gq.mul_(xi)
+            torch.addcmul(gq, gq, qi, value=-1, out=wi)
             sum_w += one @ wi
-            sum_wc += one @ torch.sub(xi, mean, out=gxp).mul_(wi)
-            torch.addcmul(alpha, pi, 1 - alpha, out=out).mul_(gi)
+            sum_wc += one @ torch.sub(xi, mean, out=gq).mul_(wi)
         mean_w = sum_w / x.shape[0]  # [1, D]
-        by_centred = scale.square() * sum_wc / x.shape[0]  # [1, D]
+        by_centred = scale.square() * sum_wc / x.shape[0]  # [1, D], scale mean[w n]
         for xi, wi, out in _chunks(x, w, grad):
             # Centred before it is scaled: a unit that hardly varies has a huge scale.
-            wi.sub_(mean_w).addcmul_(xi - mean, by_centred, value=-1)
+            wi.sub_(torch.addcmul(mean_w, xi - mean, by_centred))
             out.addcmul_(wi, (1 - alpha) * scale)
         return grad, to_alpha[0], None, None
