@@ -35,7 +35,6 @@ from fullrank.nn.interaction_block import (
     small_linear,
     token_norm,
 )
-from fullrank.nn.packed_attention import length_buckets
 from fullrank.nn.rotary import Rotary
 from fullrank.nn.token_sequence import Stream, TokenSequence
 from fullrank.schema import Bag, Schema
@@ -308,16 +307,17 @@ class TokenFormer(nn.Module):
         """Returns the log-loss of each label; under "user" also "HISTORY.COLUMN", per feedback.
 
         That of feedback is the mean over events whose feedback is known, each with the weight of
-        its row. While training, rows of similar length share a rectangle of tokens.
+        its row. Training works on real tokens alone, and taps of the blocks see nothing then.
         """
-        batch, parts = self._parts(batch)
-        streams = [self.bfts(self.blocks(), self.stream(part, longest)) for part, longest in parts]
-        logits = torch.cat([self._judge(stream) for stream in streams])
-        losses = binary_losses(split_labels(logits, self.schema), batch)
+        pack = self.training and not torch.compiler.is_compiling()
+        lengths = batch.sequences[self.history.name].lengths().clamp(max=self.history.length)
+        longest = max(1, int(lengths.max())) if pack else self.history.length
+        stream = self.bfts(self.blocks(), self.stream(batch, longest), pack=pack)
+        losses = binary_losses(split_labels(self._judge(stream), self.schema), batch)
         if self.config.regime == "user":
             past = batch.sequences[self.history.name].newest(self.history.length)
             weight = torch.repeat_interleave(batch.weight, past.lengths())  # [S]
-            states = torch.cat([self._before_feedback(stream) for stream in streams])  # [S, D]
+            states = self._before_feedback(stream)
             for column, head in self.feedback_heads.items():
                 loss = known_value_loss(head(states), past.values[column], weight)
                 losses[f"{self.history.name}.{column}"] = loss
@@ -359,19 +359,6 @@ class TokenFormer(nn.Module):
             added = self.position_vectors[stream.positions] * stream.valid.unsqueeze(-1)
             stream = stream._replace(x=stream.x + added)
         return stream
-
-    def _parts(self, batch: Batch) -> tuple[Batch, list[tuple[Batch, int]]]:
-        """Returns the batch, perhaps in another order, and its parts with their longest history."""
-        if not self.training or torch.compiler.is_compiling():
-            return batch, [(batch, self.history.length)]
-        lengths = batch.sequences[self.history.name].lengths().clamp(max=self.history.length)
-        others = self.num_tokens - self.tokens.per_event * self.history.length
-        buckets = length_buckets(lengths * self.tokens.per_event + others)
-        order = torch.cat(buckets)
-        batch, lengths = batch.rows(order), lengths[order]
-        places = torch.arange(len(order), device=order.device)
-        parts = torch.split(places, [len(bucket) for bucket in buckets])
-        return batch, [(batch.rows(p), max(1, int(lengths[p].max()))) for p in parts]
 
     def _judge(self, stream: Stream) -> Tensor:
         """Returns logits [B, Y]."""

@@ -17,10 +17,12 @@ from torch import Tensor
 from fullrank.config import require
 from fullrank.nn.attention_mask import Visibility, attention_flops
 from fullrank.nn.interaction_block import InteractionBlock, Sight
+from fullrank.nn.packed_attention import Packing
 from fullrank.nn.rotary import Rotary
 from fullrank.nn.token_sequence import Stream, TokenSequence, between
 from fullrank.nn.windowed_attention import full_attention, sliding_attention
 
+_PACK_BELOW = 0.9  # share of real tokens
 Look = Callable[[int, InteractionBlock, Stream, Sight], None]
 
 
@@ -64,6 +66,7 @@ class BFTS:
     Attributes:
         rules: what each layer lets its tokens see.
         drop_at: the first layer that runs without static tokens; L if there is none.
+        can_pack: whether every layer is plainly causal or slides over what is left.
 
     Raises:
         ConfigError: from the target, a window does not reach any behaviour.
@@ -91,32 +94,60 @@ class BFTS:
             full if layer == "F" else replace(rule, window=next(each) or None) for layer in layers
         )
         self.drop_at = len(layers.rstrip("S")) if rule.discard_static else len(layers)
+        mixed = "S" in layers[: self.drop_at] or (rule.static_bidirectional and rule.num_static > 0)
+        self.can_pack = not mixed
 
     def __call__(
-        self, blocks: Sequence[InteractionBlock], stream: Stream, look: Look | None = None
+        self,
+        blocks: Sequence[InteractionBlock],
+        stream: Stream,
+        *,
+        pack: bool = False,
+        look: Look | None = None,
     ) -> Stream:
         """Returns the stream behind the last layer.
 
         Args:
             blocks: L of them.
             stream: the tokens.
+            pack: work on the real tokens alone where there is much padding. Results are the same,
+                but taps of the blocks see nothing then.
             look: is called before each layer with its number, the block, the stream and its sight.
         """
-        angles = self._angles(stream)
+        if pack and self.can_pack and float(stream.valid.float().mean()) < _PACK_BELOW:
+            return self._packed(blocks, stream)
+        angles = self._angles(stream.positions, stream.x.dtype)
         for layer, (rule, block) in enumerate(zip(self.rules, blocks, strict=True)):
             if layer == self.drop_at:
                 stream = stream.without(rule.num_static, rule.discard_separator)
-                angles = self._angles(stream)
-            sight = Sight(
-                self._attend(layer, stream),
-                angles,
-                self.tokens.span(stream.events.shape[1] // self.tokens.per_event),
-                stream.events,
-            )
+                angles = self._angles(stream.positions, stream.x.dtype)
+            span = self.tokens.span(stream.events.shape[1] // self.tokens.per_event)
+            sight = Sight(self._attend(layer, stream), angles, span, stream.events)
             if look is not None:
                 look(layer, block, stream, sight)
             stream = stream._replace(x=block(stream.x, sight))
         return stream
+
+    def _packed(self, blocks: Sequence[InteractionBlock], stream: Stream) -> Stream:
+        """Runs [1, S, D], S the real tokens of all rows, through the layers."""
+        packing = Packing(stream.valid)
+        x, sight = self._packed_part(packing, stream)
+        for layer, (rule, block) in enumerate(zip(self.rules, blocks, strict=True)):
+            if layer == self.drop_at:
+                stream = stream._replace(x=packing.unpack(x))
+                stream = stream.without(rule.num_static, rule.discard_separator)
+                packing = Packing(stream.valid)
+                x, sight = self._packed_part(packing, stream)
+            if rule.window is None:
+                sight = sight._replace(attend=packing.full)
+            else:
+                sight = sight._replace(attend=partial(packing.sliding, window=rule.window))
+            x = block(x, sight)
+        return stream._replace(x=packing.unpack(x))
+
+    def _packed_part(self, packing: Packing, stream: Stream) -> tuple[Tensor, Sight]:
+        angles = self._angles(packing.pack(stream.positions), stream.x.dtype)
+        return packing.pack(stream.x), Sight(packing.full, angles)
 
     def static_share(
         self, blocks: Sequence[InteractionBlock], stream: Stream
@@ -141,7 +172,7 @@ class BFTS:
             asked[:, self.tokens.target_span] = True
             share[layer] = weights[asked].mean()
 
-        return self(blocks, stream, look), share
+        return self(blocks, stream, look=look), share
 
     def flops(self, length: int, dim: int) -> list[int]:
         """Returns what the attention scores of each layer cost for one row.
@@ -155,10 +186,8 @@ class BFTS:
             for layer, rule in enumerate(self.rules)
         ]
 
-    def _angles(self, stream: Stream) -> tuple[Tensor, Tensor] | None:
-        if self.rotary is None:
-            return None
-        return self.rotary.angles(stream.positions, stream.x.dtype)
+    def _angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        return None if self.rotary is None else self.rotary.angles(positions, dtype)
 
     def _attend(self, layer: int, stream: Stream) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         rule, valid, length = self.rules[layer], stream.valid, stream.x.shape[1]

@@ -45,14 +45,14 @@ class Sight(NamedTuple):
     Args:
         attend: queries, keys and values [B, H, N, d] -> [B, H, N, d], zeros at padding.
         angles: cosines and sines of the tokens' positions; None where positions are not rotary.
-        span: the places of the T tokens of the sequence.
-        valid: [B, T] bool, True where such a token is real.
+        span: the places of the T tokens of the sequence, for the taps.
+        valid: [B, T] bool, True where such a token is real; None keeps the taps from looking.
     """
 
     attend: Callable[[Tensor, Tensor, Tensor], Tensor]
-    angles: tuple[Tensor, Tensor] | None
-    span: slice
-    valid: Tensor
+    angles: tuple[Tensor, Tensor] | None = None
+    span: slice = slice(0)
+    valid: Tensor | None = None
 
 
 class SelfAttention(nn.Module):
@@ -208,13 +208,15 @@ class InteractionBlock(nn.Module):
         found = self.attention(normed, sight)  # A
         if self.gate_map is not None:
             gates = self.gate_map(x, normed, found)
-            self.nlir_valid(sight.valid)
-            self.nlir(gates[:, sight.span])
+            if sight.valid is not None:
+                self.nlir_valid(sight.valid)
+                self.nlir(gates[:, sight.span])
             found = gates * found
         mid = x + self.dropout(found)  # I
         out = mid + self.feed_forward(self.norm_mid(mid))
-        self.seq_valid(sight.valid)
-        self.seq(out[:, sight.span])
+        if sight.valid is not None:
+            self.seq_valid(sight.valid)
+            self.seq(out[:, sight.span])
         return out
 
     def initialise(self, depth: int, std: float = 0.02) -> None:
