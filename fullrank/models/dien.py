@@ -47,7 +47,8 @@ class DIENConfig:
             "AGRU" replaces it, "AIGRU" scales the input, "GRU" has no attention at all.
         aux: ask every state of the extractor which event comes next.
         aux_weight: of that loss.
-        aux_hidden: widths of the network that judges a state and an event; () for the inner
+        aux_hidden: widths of the network that judges a state and an event, by default those of the
+            authors, which cost as much as all the rest of a step; (32,) a quarter; () for the inner
             product of the event and the projected state.
         hidden: widths of the deep part.
         batch_norm: of the deep part.
