@@ -59,7 +59,7 @@ def _layers(runs: Sequence[Shown]) -> Iterable[Figure]:
     if len(places) < 2 and len(ranks) < 2:
         return  # one number, which the figure of all stages shows
     shapes = {(r.n, r.d) for row in ranks.values() for r in row.values()}
-    alike = len({d for _, d in shapes}) == 1
+    alike = len(shapes) == 1
     panels = [
         Lines(
             "Effective rank of sequence tokens" + ("" if alike else ", share of noise"),
@@ -124,7 +124,8 @@ def _layer_words(runs: Sequence[Shown], ranks: _Found, told: _Found, gates: _Fou
     ]
     last = {run: list(row.values())[-1] for run, row in ranks.items()}
     said = [f"{run} {r.value or 0.0:.1f} ({r.n:,} x {r.d})" for run, r in last.items()]
-    words.append(f"Rank at the last layer: {'; '.join(said)}.")
+    if said:
+        words.append(f"Rank at the last layer: {'; '.join(said)}.")
     each = {(r.matrix_kind.rpartition(":k")[2], r.n) for row in told.values() for r in row.values()}
     if each:
         # 2 n times the information of independent variables is chi-squared with k - 1 degrees.

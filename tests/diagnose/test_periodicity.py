@@ -235,6 +235,31 @@ def test_lengths_that_follow_the_label_fool_the_auc_but_not_between_equal_length
     assert gap[1] < 0.003 < 0.015 < gap[0]
 
 
+def test_matched_histograms_count_a_row_once_per_partner_of_its_length() -> None:
+    draw = torch.Generator().manual_seed(5)
+    length = torch.randint(4, 8, (120,), generator=draw)
+    past = [torch.randint(1, 4, (int(n),), generator=draw) for n in length]
+    label = (torch.rand(120, generator=draw) < length / 10).long()
+    batch = make_batch(torch.randint(1, 4, (120,), generator=draw), label, past)
+    h, found = entropies(Ideal(), batch).entropy.tolist(), measured(batch)
+    for side, own in (("positive", 1), ("negative", 0)):
+        bins, total = [0.0] * 50, 0.0
+        for i in range(120):
+            for j in range(120):
+                pair = label[i] == own != label[j] and length[i] == length[j]
+                if pair and math.isfinite(h[i]) and math.isfinite(h[j]):
+                    bins[min(49, int(50 * h[i]))] += 1
+                    total += h[i]
+        wanted = torch.tensor(bins) / sum(bins)
+        kept = found.array(metric=f"entropy_{side}_matched")
+        assert kept is not None
+        assert torch.allclose(kept, wanted, atol=1e-6)
+        assert found.value(metric=f"entropy_{side}_matched") == pytest.approx(total / sum(bins))
+        plain = found.array(metric=f"entropy_{side}")
+        assert plain is not None
+        assert not torch.allclose(plain, wanted, atol=1e-3)  # the control
+
+
 def test_what_has_no_spectrum_is_left_out_and_counted() -> None:
     past = [torch.tensor(p) for p in ([], [1, 2], [1, 2, 1, 3], [2, 2, 2], [3, 1, 3, 3, 1])]
     past = [p.long() for p in past]

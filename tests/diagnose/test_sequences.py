@@ -22,8 +22,10 @@ from fullrank.diagnose.report import RunFindings, render_report
 from fullrank.diagnose.sequence_figures import sequences_apart, sequences_together
 from fullrank.diagnose.sequences import GateValues, newest, pooled
 from fullrank.diagnose.verdict import judge, stage_ranks
+from fullrank.models.tokenformer import TokenFormer, TokenFormerConfig
 from fullrank.ops import spectrum
 from fullrank.tap import Tap
+from fullrank.testing.cases import random_batch, tiny_schema
 from tests.diagnose.test_periodicity import Ideal, habits
 from tests.diagnose.tiny_ranker import make_batch
 
@@ -283,6 +285,28 @@ def test_taps_of_other_models_are_measured_the_same_way() -> None:
     found = measured(Other())
     r = only(found, "interests", "erank", centred=True)
     assert (r.n, r.row_filter, r.approx) == (1000, "all", "")
+
+
+def test_tokenformer_is_measured_in_every_layer() -> None:
+    schema = tiny_schema()
+    batch = random_batch(schema, 300, torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    config = replace(TokenFormerConfig.tiny(), schedule="2F1S", gate_init="normal")
+    options = Options(rows=300, chunk=128)
+    model = TokenFormer(schema, config)
+    found = diagnose(model, [batch], context=CONTEXT, options=options)
+    static = [only(found, f"block{i}.attention", "attention_static").value for i in range(3)]
+    assert min(static[:2]) > 5
+    assert static[2] == 0  # static tokens are gone
+    events = batch.sequences[model.history.name].newest(model.history.length).offsets[-1]
+    for layer in range(3):
+        rank = only(found, f"block{layer}.seq", "erank", centred=True)
+        assert 1 < rank.value < rank.d == config.dim
+        assert rank.n == only(found, f"block{layer}.nlir", "gate_std").n == int(events)
+        assert only(found, f"block{layer}.seq", "mi_corrected").value is not None
+        bias = torch.sigmoid(torch.tensor(1.0))  # the tiny config starts its gates there
+        gate = only(found, f"block{layer}.nlir", "gate_mean").value
+        assert gate == pytest.approx(float(bias), abs=0.02)
 
 
 def test_the_monitor_leaves_out_padding_and_gates() -> None:
