@@ -358,7 +358,8 @@ def test_ranks_of_unlike_widths_are_drawn_as_shares() -> None:
 def test_a_page_shows_what_there_is_and_leaves_out_what_there_is_not() -> None:
     one = RunFindings(name="one", findings=measured(Toy()))
     page = render_report([one], title="t")
-    assert "Sequence tokens, layer by layer<" in page
+    assert page.count("Sequence tokens, layer by layer<") == 2  # in the contents, and itself
+    assert "side by side" not in page
     assert "Rhythm" not in page
     two = render_report([one, replace(one, name="two")], title="t")
     assert "Sequence tokens, layer by layer, side by side" in two
