@@ -97,12 +97,8 @@ def compare_command(asked: Compare) -> dict[str, Any]:
     with console.status("timing a training step of every model"):
         cost = step_seconds({j.recipe.name: (j.folder, j.data, j.recipe.train) for j in firsts})
     found = [r for j in jobs if (r := _finished(j)) is not None]
-    folders = {job.data.folder: job.data for job in firsts}  # measured anew: old results lack it
-    alone = {f: popularity_alone(data).get("test", {}) for f, data in folders.items()}
-    popularity = {job.recipe.name: alone[job.data.folder] for job in firsts}
-    results = [
-        replace(r, step_seconds=cost[r.recipe], popularity=popularity[r.recipe]) for r in found
-    ]
+    alone = _popularity(firsts)
+    results = [replace(r, step_seconds=cost[r.recipe], popularity=alone[r.recipe]) for r in found]
     first = recipes[0]
     comparison = compare(
         sorted(results, key=lambda r: names.index(r.recipe)),
@@ -116,6 +112,13 @@ def compare_command(asked: Compare) -> dict[str, Any]:
         **{what: str(path) for what, path in paths.items()},
         "runs": [run.metrics | {"recipe": run.recipe, "seed": run.seed} for run in runs],
     }
+
+
+def _popularity(jobs: list[Job]) -> dict[str, dict[str, float]]:
+    """Returns recipe -> what popularity alone reaches; measured anew, as old results lack it."""
+    folders = {job.data.folder: job.data for job in jobs}
+    alone = {folder: popularity_alone(data).get("test", {}) for folder, data in folders.items()}
+    return {job.recipe.name: alone[job.data.folder] for job in jobs}
 
 
 def _promises(recipes: list[Recipe]) -> list[Promise]:

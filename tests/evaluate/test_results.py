@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ FULL = RunResult(
     step_seconds=0.01,
     paper={"auc": 0.984},
     floor={"auc": 0.5},
+    popularity={"auc": 0.6, "gauc": 0.55},
 )
 BARE = RunResult(recipe="mine/recipe.py", seed=0, metrics={"auc": 0.5})
 
@@ -40,6 +42,14 @@ def test_results_come_back_as_they_were(tmp_path: Path) -> None:
     for result in (BARE, FULL):
         assert read_result(result_path(folder, result.recipe, result.seed)) == result
     assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".json"]
+
+
+def test_a_result_of_before_popularity_was_measured_is_read(tmp_path: Path) -> None:
+    path = write_result(tmp_path, BARE)
+    older = json.loads(path.read_text())
+    del older["popularity"]
+    path.write_text(json.dumps(older))
+    assert read_result(path) == BARE
 
 
 def test_any_recipe_name_gives_a_file_of_its_own(tmp_path: Path) -> None:
