@@ -315,8 +315,10 @@ class FEDIN(nn.Module):
                 tn = self.norm.normalise(t.unsqueeze(1), moments).squeeze(1)
         if c.zero_pad_after_norm:
             xn = xn.masked_fill(padding, 0.0)
-        mean = x.masked_fill(padding, 0.0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
-        guide = tn if c.target_aware else mean
+        guide = tn
+        if not c.target_aware:
+            events = x.masked_fill(padding, 0.0).sum(1)
+            guide = events / valid.sum(1, keepdim=True).clamp(min=1)  # [B, D]
         z = self._futures(xn, valid, tn, guide).transpose(1, 2)  # [B, S, D]
         if self.norm is not None and moments is not None:
             z = self.norm.restore(z, moments)
@@ -345,10 +347,11 @@ class FEDIN(nn.Module):
 
     def _scores(self, x: Tensor, valid: Tensor, guide: Tensor) -> Tensor:
         """Returns c, how much every event is like the guide, [B, H, T]."""
-        H = self.filter_heads
-        c = torch.unflatten(x * guide.unsqueeze(1), 2, (H, -1)).sum(3).transpose(1, 2)
+        H, D = self.filter_heads, x.shape[2]
+        head = torch.eye(H, dtype=x.dtype, device=x.device).repeat_interleave(D // H, dim=0)
+        c = (guide.unsqueeze(2) * head).mT @ x.mT  # [B, H, D] @ [B, D, T]: one product, no copy
         if self.config.freq_form == "code":
-            c = c * (x.shape[2] // H) ** -0.5
+            c = c * (D // H) ** -0.5
         return c.masked_fill(~valid.unsqueeze(1), 0.0) if self.config.mask_scores else c
 
     def _from_spectrum(self, x: Tensor, alpha: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fullrank.nn.dropout import Dropout
+from fullrank.nn.dropout import Dropout, kept
 
 Axes = Literal["time", "channel_time"]
 Shares = Literal["softmax_mag", "sigmoid_mag", "mag_over_sum"]
@@ -107,7 +107,9 @@ class ComplexDropout(Dropout):
         if not self.training or self.p == 0.0:
             return x
         parts = torch.unflatten(x, -1, (2, -1))  # [..., 2, K]
-        mask: Tensor = super().forward(torch.ones_like(parts[..., 0, :]))
+        half = parts[..., 0, :]
+        on_cpu = x.device.type == "cpu"
+        mask = kept(half, self.p) if on_cpu else F.dropout(torch.ones_like(half), self.p)
         return (parts * mask.unsqueeze(-2)).flatten(-2)
 
 
@@ -209,21 +211,25 @@ class Extrapolation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the future [B, D, T'] of [B, D, T]."""
+        B, D, _ = x.shape
         first, *middle, last = (m for m in self.layers if isinstance(m, ComplexLinear))
+        rows = x.reshape(B * D, -1)
         if self.axes == "time":
             # cost: transform and layer are both linear; their product is made once per batch.
-            z = F.linear(x, (self.to_spectrum @ first.block()).T, first.bias)
+            z = F.linear(rows, (self.to_spectrum @ first.block()).T, first.bias)
         else:
-            z = first(over_channels(x @ self.to_spectrum))
+            v = over_channels((rows @ self.to_spectrum).view(B, D, -1))
+            z = first(v.view(B * D, -1))
         for layer in middle:
             z = layer(self._activated(z))
-        z = self._activated(z)  # [B, D, 2 * hidden]
+        z = self._activated(z)  # [B * D, 2 * hidden]
         if self.axes == "time":
             merged = (last.block() @ self.from_spectrum).T
-            return F.linear(z, merged, last.bias @ self.from_spectrum)
-        return over_channels(last(z), inverse=True) @ self.from_spectrum
+            return F.linear(z, merged, last.bias @ self.from_spectrum).view(B, D, -1)
+        return over_channels(last(z).view(B, D, -1), inverse=True) @ self.from_spectrum
 
     def _activated(self, z: Tensor) -> Tensor:
-        # In place: no linear layer reads its own output when it differentiates.
+        # In place: no linear layer reads its own output when it differentiates. That holds for
+        # rows [M, K]; with more axes the output is a view, and autograd would copy it.
         out: Tensor = self.dropout(z.relu_())
         return out

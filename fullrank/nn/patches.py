@@ -53,22 +53,23 @@ class PatchEncoder(nn.Module):
         Returns:
             [M, D].
         """
-        P = x.shape[1]
+        M, P, D = x.shape
         x = x + self.position[-P:]
-        x = self.norm1(x + self.dropout(self._attention(x, valid)))
+        mixed = self.attended(self._attention(x, valid).view(M * P, D))
+        x = self.norm1(x.view(M * P, D) + self.dropout(mixed))  # rows: see `Extrapolation`
         y = self.down(F.leaky_relu(self.up(x), inplace=True))
-        x = self.norm2(x + self.dropout(y))
+        x = self.norm2(x + self.dropout(y)).view(M, P, D)
         # cost: the sum before the linear layer instead of behind it, for a P-th of the products.
         return F.linear(x.sum(dim=1), self.out.weight, P * self.out.bias)
 
     def _attention(self, x: Tensor, valid: Tensor) -> Tensor:
-        q, k, v = torch.unflatten(self.project(x), 2, (3, self.heads, -1)).unbind(2)  # [M, P, H, d]
-        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        M, P, D = x.shape
+        q, k, v = self.project(x).view(M, P, 3, self.heads, -1).unbind(2)  # [M, P, H, d]
+        itself = torch.eye(P, dtype=torch.bool, device=x.device)
         seen = valid[:, None, None, :] | itself  # [M, 1, P, P]
-        scores = torch.einsum("mihd,mjhd->mhij", q * q.shape[-1] ** -0.5, k)
+        scores = torch.einsum("mihd,mjhd->mhij", q, k) * q.shape[-1] ** -0.5
         weights = self.dropout(scores.masked_fill(~seen, -torch.inf).softmax(dim=-1))
-        out: Tensor = self.attended(torch.einsum("mhij,mjhd->mihd", weights, v).flatten(2))
-        return out
+        return torch.einsum("mhij,mjhd->mihd", weights, v).reshape(M, P, D)
 
 
 class PatchForecast(nn.Module):
@@ -92,10 +93,11 @@ class PatchForecast(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor, encoder: PatchEncoder) -> Tensor:
         """Returns the future [B, D, T'] of [B, T, D], where `valid` [B, T] says what is real."""
-        x = F.pad(x, (0, 0, self.missing, 0))
-        valid = F.pad(valid, (self.missing, 0))
+        if self.missing:
+            x, valid = F.pad(x, (0, 0, self.missing, 0)), F.pad(valid, (self.missing, 0))
         patches = x.reshape(-1, self.patch, x.shape[2])  # [B * n, P, D]
         encoded = encoder(patches, valid.reshape(-1, self.patch))  # [B * n, D]
-        encoded = encoded.view(x.shape[0], -1, x.shape[2])  # [B, n, D]
-        out: Tensor = self.over_patches(encoded.transpose(1, 2))  # [B, D, T']
+        B, D = x.shape[0], x.shape[2]
+        by_channel = encoded.view(B, -1, D).transpose(1, 2).reshape(B * D, -1)  # [B * D, n]
+        out: Tensor = self.over_patches(by_channel).view(B, D, -1)  # [B, D, T']
         return out

@@ -54,15 +54,13 @@ class ReversibleNorm(nn.Module):
         x = x.detach()
         counts = torch.ones_like(x[:, :, :1]) if valid is None else valid.unsqueeze(2).to(x.dtype)
         n = counts.sum(dim=1, keepdim=True)  # [B, 1, 1]
-        if valid is not None:
-            x = x.masked_fill(~valid.unsqueeze(2), 0.0)
-        total = x.sum(dim=1, keepdim=True)  # [B, 1, D]
+        total = counts.mT @ x  # [B, 1, D]; finite padding of weight 0 adds exactly 0
         if target is not None:
             target = target.detach().unsqueeze(1)
             total, n = total + target, n + 1.0
         n = n.clamp(min=1.0)
         mean = total / n
-        squares = ((x - mean) * counts).square_().sum(dim=1, keepdim=True)
+        squares = counts.mT @ (x - mean).square_()
         if target is not None:
             squares = squares + (target - mean).square()
         return Moments(mean, (squares / n + _EPS).sqrt())

@@ -72,7 +72,7 @@ def test_no_gradient_flows_into_the_statistics() -> None:
 
 def test_padding_moves_the_moments_only_where_it_is_counted() -> None:
     norm, x, t, valid = world()
-    filled = torch.where(valid[..., None], x, torch.full_like(x, 1e30))
+    filled = torch.where(valid[..., None], x, torch.full_like(x, 1e9))
     for kept in (True, False):
         mask = valid if kept else None
         same = torch.equal(norm.moments(x, mask, t).mean, norm.moments(filled, mask, t).mean)
