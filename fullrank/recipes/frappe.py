@@ -192,7 +192,9 @@ def sfg_fm() -> Recipe:
         dataset="frappe",
         model="sfg",
         config=config,
-        train=replace(_train(table_l2=5e-6), patience=5),  # 2 ended one seed at epoch 5 of 84
+        # The plateau rule divides the rate by ten at the first epoch without a gain, which held one
+        # seed of five at an AUC of .937 for good.
+        train=replace(_train(table_l2=5e-6), schedule="none", patience=5),
         gains=(
             Gain(over="frappe_fm", paper=0.00872, source=source),
             Gain(over="frappe_fm_wide"),
