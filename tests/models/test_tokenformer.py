@@ -299,17 +299,6 @@ def test_attention_to_fields_is_gone_in_the_top_layers_and_stays_without_the_sch
     assert shares[2:].tolist() == [0.0, 0.0]
 
 
-def test_u9_windows_and_dropped_fields_save_attention():
-    flops = {}
-    for schedule in ("4F", "3F1S", "2F2S", "1F3S"):
-        small = {"dim": 8, "num_heads": 2, "windows": (9, 6)}
-        config = TokenFormerConfig.variant("A6", schedule=schedule, **small)
-        model = TokenFormer(SCHEMA, config)
-        flops[schedule] = sum(model.bfts.flops(model.num_tokens, 8))
-    assert flops["1F3S"] < flops["2F2S"] < flops["3F1S"] < flops["4F"]
-    assert flops["4F"] == 4 * 4 * 8 * 14 * 15 / 2  # N = 14
-
-
 def test_variants_are_those_of_the_paper_and_survive_json():
     labels = {}
     for name in (f"A{i}" for i in range(12)):
