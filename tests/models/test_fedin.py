@@ -324,22 +324,20 @@ def test_presets_build_and_can_be_stored(preset: Any) -> None:
     FEDIN(tiny_schema(), config)
 
 
-FAST: dict[str, Any] = {
-    "dim": 16, "patch_hidden": (32,), "complex_hidden": (32, 32), "hidden": (64, 32),
-    "attention_dropout": 0.0, "dropout": 0.0,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("phase", "low", "high"), [("on", 0.7, 1.0), ("off", 0.46, 0.54)])
+@pytest.mark.parametrize(("phase", "low", "high"), [("on", 0.8, 1.0), ("off", 0.45, 0.55)])
 def test_the_phase_of_a_habit_is_found_and_nothing_without_it(
     phase: Any, low: float, high: float
 ) -> None:
-    torch.manual_seed(1)
-    dials: dict[str, Any] = {"length": 20, "period": 5, "noise": 0.0, "num_categories": 8}
-    schema, seen, _ = periodic(1024, generator(1), phase=phase, **dials)
+    dials: dict[str, Any] = {"length": 15, "period": 5, "noise": 0.0, "num_categories": 6}
+    schema, seen, _ = periodic(512, generator(1), phase=phase, **dials)
     _, unseen, _ = periodic(2048, generator(2), phase=phase, **dials)
-    model = FEDIN(schema, FEDINConfig(**FAST))
-    fit(model, seen, steps=80, learning_rate=0.01)
+    torch.manual_seed(1)
+    config = FEDINConfig(
+        dim=8, patch_hidden=(16,), complex_hidden=(16, 16), hidden=(32,), attention_dropout=0.0,
+        dropout=0.0,
+    )  # fmt: skip
+    model = FEDIN(schema, config)
+    fit(model, seen, steps=60, learning_rate=0.02)
     scores = model.score(unseen)["click"].detach()
     assert low < area_under_curve(scores, unseen.labels["click"]) <= high
 
