@@ -181,6 +181,21 @@ def test_hard_search_finds_nothing_for_an_unknown_category_or_one_never_seen() -
     assert seen[~unknown].any()
 
 
+def test_hard_search_finds_the_newest_of_a_category() -> None:
+    batch = some_rows(12)
+    past, own = batch.sequences["past"], batch.categorical.block.clone()
+    own[:, 2] = 1
+    values = {**past.values, "cat": torch.ones_like(past.values["cat"])}  # all are of the category
+    alike = replace(
+        batch,
+        categorical=Columns(batch.categorical.names, own),
+        sequences={"past": Jagged(values, past.offsets)},
+    )
+    model = built(HARD)
+    assert int(past.lengths().max()) > model.config.top_k
+    torch.testing.assert_close(model.score(alike)["click"], twin(model, alike))
+
+
 @pytest.mark.parametrize("config", [SOFT, HARD], ids=["soft", "hard"])
 def test_events_beyond_the_window_and_empty_histories(config) -> None:
     model, batch = built(config), some_rows(12)
