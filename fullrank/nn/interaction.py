@@ -30,7 +30,7 @@ class Pairs(nn.Module):
     """Which term i meets which partner j in a layer: P of the N x M possible pairs.
 
     Args:
-        chosen: [N, M] bool.
+        chosen: [N, M] bool, on the CPU.
     """
 
     left: Tensor  # [P], i
@@ -40,22 +40,25 @@ class Pairs(nn.Module):
     def __init__(self, chosen: Tensor) -> None:
         super().__init__()
         left, right = chosen.nonzero(as_tuple=True)
-        self.register_buffer("left", left, persistent=False)
-        self.register_buffer("right", right, persistent=False)
-        self.register_buffer("mask", chosen.float(), persistent=False)
+        # Chosen on the CPU, kept where models are being built: which pairs there are is a size.
+        device = torch.get_default_device()
+        self.register_buffer("left", left.to(device), persistent=False)
+        self.register_buffer("right", right.to(device), persistent=False)
+        self.register_buffer("mask", chosen.float().to(device), persistent=False)
         self.shape, self.count = (chosen.shape[0], chosen.shape[1]), left.shape[0]
         self.full = self.count == chosen.numel()
 
     @classmethod
     def upper(cls, num_fields: int) -> Pairs:
         """Returns all pairs of fields i < j, in the order (0, 1), (0, 2), ..., (1, 2), ..."""
-        return cls(torch.ones(num_fields, num_fields).triu(1).bool())
+        return cls(torch.ones(num_fields, num_fields, device="cpu").triu(1).bool())
 
     @classmethod
     def every(cls, terms: int, partners: int, *, self_pairs: bool = True) -> Pairs:
         """Returns all N x M pairs; those with i = j are left out when `self_pairs` is False."""
-        chosen = torch.ones(terms, partners, dtype=torch.bool)
-        return cls(chosen if self_pairs else chosen & ~torch.eye(terms, partners).bool())
+        chosen = torch.ones(terms, partners, dtype=torch.bool, device="cpu")
+        alike = torch.eye(terms, partners, dtype=torch.bool, device="cpu")
+        return cls(chosen if self_pairs else chosen & ~alike)
 
     def grid(self, values: Tensor) -> Tensor:
         """Returns [N, M, ...] for one value per pair [P, ...]; zero where there is no pair."""

@@ -55,11 +55,13 @@ def _same(a: dict[str, Tensor], b: dict[str, Tensor], what: str, atol: float = 0
 
 
 def law_config(cls: ModelClass) -> None:
-    """Default and tiny configs build, survive JSON, and refuse unknown keys."""
+    """Default and tiny configs build, also without memory, survive JSON, refuse unknown keys."""
     for config in (cls.Config(), cls.Config.tiny()):
         stored = to_dict(config)
         assert from_dict(cls.Config, stored) == config, f"{config} does not survive to_dict"
         assert isinstance(cls(tiny_schema(), config), nn.Module)
+        with torch.device("meta"):  # how an artefact checks sizes before it allocates anything
+            assert isinstance(cls(tiny_schema(), config), nn.Module)
         try:
             from_dict(cls.Config, {**stored, "no_such_setting": 1})
         except ConfigError:
