@@ -119,7 +119,9 @@ def _sources(path: Path, seen: set[Path]) -> set[Path]:
         if isinstance(node, ast.ImportFrom) and node.module:
             if node.module.startswith(_FOLLOWED):
                 _sources(ROOT / f"{node.module.replace('.', '/')}.py", seen)
-        elif isinstance(node, ast.Constant) and str(node.value).isidentifier():
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if not node.value.isidentifier():
+                continue
             _sources(ROOT / "fullrank" / "models" / f"{node.value}.py", seen)
     return seen
 

@@ -96,7 +96,8 @@ class SelfAttention(nn.Module):
         """
         q, k, _ = self._projected(x, sight.angles)
         scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
-        return scores.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0)
+        seen: Tensor = scores.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0)
+        return seen
 
     def _projected(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> list[Tensor]:
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -213,7 +214,7 @@ class InteractionBlock(nn.Module):
                 self.nlir(gates[:, sight.span])
             found = gates * found
         mid = x + self.dropout(found)  # I
-        out = mid + self.feed_forward(self.norm_mid(mid))
+        out: Tensor = mid + self.feed_forward(self.norm_mid(mid))
         if sight.valid is not None:
             self.seq_valid(sight.valid)
             self.seq(out[:, sight.span])

@@ -20,7 +20,8 @@ class _Normalise(torch.autograd.Function):
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # [..., 1]
         scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, gain, scale)
-        return (x * scale).mul_(gain)
+        out: Tensor = (x * scale).mul_(gain)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:

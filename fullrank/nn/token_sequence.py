@@ -102,7 +102,7 @@ class TokenSequence(nn.Module):
         real = order >= 0
         source = torch.cat([events.flatten(0, 1), self.constants[:1]])  # [S * E + 1, D]
         taken = torch.where(real, ends - width + place, source.shape[0] - 1)
-        middle = source.index_select(0, taken.flatten()).unflatten(0, (rows, width))
+        middle = source.index_select(0, taken.flatten()).reshape(rows, width, source.shape[1])
         middle = middle * (order >= -1).unsqueeze(-1)
         last = self.constants[1:, None, None].expand(-1, rows, 1, -1)  # SEP2 and decision
         x = torch.cat([static, middle, last[0], targets, *last[1:]], dim=1)  # [B, N, D]
