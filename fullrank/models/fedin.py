@@ -365,12 +365,9 @@ class FEDIN(nn.Module):
     def _from_patches(self, x: Tensor, valid: Tensor, t: Tensor) -> list[Tensor]:
         """Weighs the history by the target and forecasts [B, D, L'] for each patch size."""
         scores = torch.einsum("btd,bd->bt", x, t) * t.shape[1] ** -0.5
-        if self.config.mask_scores:  # finite, so that an empty row has weights to be zeroed
+        if self.config.mask_scores:  # finite: an empty row, whose interest is zero, has no NaN
             scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(dim=1)
-        if self.config.mask_scores:
-            weights = weights * valid
-        x = x * weights.unsqueeze(2)
+        x = x * scores.softmax(dim=1).unsqueeze(2)
         return [
             forecast(x, valid, self.encoders[i % len(self.encoders)])
             for i, forecast in enumerate(self.forecasts)

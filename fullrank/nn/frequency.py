@@ -56,12 +56,10 @@ def inverse_fourier(n: int, start: int, stop: int) -> Tensor:
     """
     angle = _angles(n, start, stop).T
     twice = torch.full((num_bins(n), 1), 2.0, dtype=torch.float64)
-    twice[0] = 1.0
-    alone = torch.ones_like(twice)
-    alone[0] = 0.0
+    twice[0] = 1.0  # the other bins stand for their negative frequencies too
     if n % 2 == 0:
-        twice[-1], alone[-1] = 1.0, 0.0
-    return torch.cat([twice * angle.cos(), -twice * alone * angle.sin()], dim=0).float() / n
+        twice[-1] = 1.0
+    return (torch.cat([twice * angle.cos(), -twice * angle.sin()], dim=0) / n).float()
 
 
 def over_channels(v: Tensor, *, inverse: bool = False) -> Tensor:
