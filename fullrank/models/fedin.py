@@ -357,9 +357,11 @@ class FEDIN(nn.Module):
     def _from_spectrum(self, x: Tensor, alpha: Tensor) -> Tensor:
         """Filters the history and extrapolates it to [B, D, L']."""
         x = torch.unflatten(x.transpose(1, 2), 1, (self.filter_heads, -1))  # [B, H, d_h, T]
+        before = None
         if self.config.alpha_scale > 0:
-            x = self.filter(x, alpha if self.config.freq_form == "paper" else 1.0 + alpha)
-        out: Tensor = self.extrapolate(x.flatten(1, 2))
+            gain = alpha if self.config.freq_form == "paper" else 1.0 + alpha
+            x, before = self.filter.weighed(x, gain), self.filter.from_spectrum
+        out: Tensor = self.extrapolate(x.flatten(1, 2), before)
         return out
 
     def _from_patches(self, x: Tensor, valid: Tensor, t: Tensor) -> list[Tensor]:

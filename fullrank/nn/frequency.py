@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fullrank.nn.dropout import Dropout, kept
+from fullrank.nn.cached_layers import relu_layers
+from fullrank.nn.dropout import Dropout
 
 Axes = Literal["time", "channel_time"]
 Shares = Literal["softmax_mag", "sigmoid_mag", "mag_over_sum"]
@@ -97,20 +98,6 @@ class ComplexLinear(nn.Module):
         return F.linear(x, self.block().T, self.bias)
 
 
-class ComplexDropout(Dropout):
-    """Dropout that zeroes the real and the imaginary part of a number together."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns [..., 2K] for [..., 2K]."""
-        if not self.training or self.p == 0.0:
-            return x
-        parts = torch.unflatten(x, -1, (2, -1))  # [..., 2, K]
-        half = parts[..., 0, :]
-        on_cpu = x.device.type == "cpu"
-        mask = kept(half, self.p) if on_cpu else F.dropout(torch.ones_like(half), self.p)
-        return (parts * mask.unsqueeze(-2)).flatten(-2)
-
-
 def spectrum_shares(magnitude: Tensor, kind: Shares) -> Tensor:
     """Turns magnitudes [..., F] into the weights alpha [..., F] of their frequencies."""
     if kind == "softmax_mag":
@@ -152,23 +139,25 @@ class SpectrumFilter(nn.Module):
         out: Tensor = torch.linalg.vector_norm(parts, dim=-2)  # its gradient at 0 is 0, not NaN
         return out
 
-    def forward(self, x: Tensor, gain: Tensor) -> Tensor:
-        """Filters the channels of each head.
+    def weighed(self, x: Tensor, gain: Tensor) -> Tensor:
+        """Returns the spectrum whose product with `from_spectrum` is what `forward` returns.
 
         Args:
             x: [B, H, D, T].
             gain: [B, H, num_bins], real.
 
         Returns:
-            [B, H, D, T].
+            [B, H, D, 2 * num_bins].
         """
         v = x @ self.to_spectrum  # [B, H, D, 2 * num_bins]
         both = torch.cat([gain, gain], dim=-1).unsqueeze(2)
         if self.axes == "channel_time":
-            v = over_channels(over_channels(v) * both, inverse=True)
-        else:
-            v = v * both
-        return v @ self.from_spectrum
+            return over_channels(over_channels(v) * both, inverse=True)
+        return v * both
+
+    def forward(self, x: Tensor, gain: Tensor) -> Tensor:
+        """Filters the channels of each head, [B, H, D, T] by [B, H, num_bins]: see `weighed`."""
+        return self.weighed(x, gain) @ self.from_spectrum
 
 
 class Extrapolation(nn.Module):
@@ -203,31 +192,39 @@ class Extrapolation(nn.Module):
         self.axes = axes
         widths = (num_bins(n), *hidden, num_bins(n))
         self.layers = nn.ModuleList(ComplexLinear(i, o) for i, o in pairwise(widths))
-        self.dropout = ComplexDropout(dropout)
+        self.dropout = Dropout(dropout)
         self.register_buffer("to_spectrum", fourier(n, length), persistent=False)
         self.register_buffer("from_spectrum", inverse_fourier(n, length, n), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns the future [B, D, T'] of [B, D, T]."""
+    def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
+        """Continues every channel.
+
+        Args:
+            x: [B, D, T].
+            before: [K, T], applied to `x` [B, D, K] first.
+
+        Returns:
+            The future [B, D, T'].
+        """
         B, D, _ = x.shape
         first, *middle, last = (m for m in self.layers if isinstance(m, ComplexLinear))
-        rows = x.reshape(B * D, -1)
+        entry = self.to_spectrum if before is None else before @ self.to_spectrum
+        rows, out_block = x.reshape(B * D, -1), last.block()
+        out_bias: Tensor = last.bias
         if self.axes == "time":
             # cost: transform and layer are both linear; their product is made once per batch.
-            z = F.linear(rows, (self.to_spectrum @ first.block()).T, first.bias)
+            blocks = [entry @ first.block()]
+            out_block, out_bias = out_block @ self.from_spectrum, out_bias @ self.from_spectrum
         else:
-            v = over_channels((rows @ self.to_spectrum).view(B, D, -1))
-            z = first(v.view(B * D, -1))
-        for layer in middle:
-            z = layer(self._activated(z))
-        z = self._activated(z)  # [B * D, 2 * hidden]
+            rows = over_channels((rows @ entry).view(B, D, -1)).view(B * D, -1)
+            blocks = [first.block()]
+        z = relu_layers(
+            rows,
+            [*blocks, *(layer.block() for layer in middle), out_block],
+            [first.bias, *(layer.bias for layer in middle), out_bias],
+            dropout=self.dropout.now,
+            parts=2,
+        ).view(B, D, -1)
         if self.axes == "time":
-            merged = (last.block() @ self.from_spectrum).T
-            return F.linear(z, merged, last.bias @ self.from_spectrum).view(B, D, -1)
-        return over_channels(last(z).view(B, D, -1), inverse=True) @ self.from_spectrum
-
-    def _activated(self, z: Tensor) -> Tensor:
-        # In place: no linear layer reads its own output when it differentiates. That holds for
-        # rows [M, K]; with more axes the output is a view, and autograd would copy it.
-        out: Tensor = self.dropout(z.relu_())
-        return out
+            return z
+        return over_channels(z, inverse=True) @ self.from_spectrum

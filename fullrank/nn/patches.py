@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fullrank.nn.cached_block import Block, encode_patches
+from fullrank.nn.cached_layers import relu_layers
 from fullrank.nn.dropout import Dropout
 from fullrank.nn.mlp import MLP, linear
 
@@ -53,22 +55,41 @@ class PatchEncoder(nn.Module):
         Returns:
             [M, D].
         """
+        P = x.shape[1]
+        itself = torch.eye(P, dtype=torch.bool, device=x.device)
+        seen = valid.unsqueeze(1) | itself  # [M, P, P], the key last
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            summed = self._cached(x, seen)
+        else:
+            summed = self._in_parts(x, seen)
+        # cost: the sum before the linear layer instead of behind it, for a P-th of the products.
+        return F.linear(summed, self.out.weight, P * self.out.bias)
+
+    def _cached(self, x: Tensor, seen: Tensor) -> Tensor:
+        block = Block(
+            self.position[-x.shape[1] :], self.project.weight.T,
+            self.attended.weight.T, self.attended.bias, self.norm1.weight, self.norm1.bias,
+            self.up.weight.T, self.up.bias, self.down.weight.T, self.down.bias,
+            self.norm2.weight, self.norm2.bias,
+        )  # fmt: skip
+        unseen = torch.zeros(seen.shape, dtype=x.dtype).masked_fill_(~seen, -torch.inf)
+        unseen = unseen.permute(2, 0, 1).contiguous()  # the key first
+        return encode_patches(x, unseen, block, self.heads, self.dropout.now)
+
+    def _in_parts(self, x: Tensor, seen: Tensor) -> Tensor:
         M, P, D = x.shape
         x = x + self.position[-P:]
-        mixed = self.attended(self._attention(x, valid).view(M * P, D))
-        x = self.norm1(x.view(M * P, D) + self.dropout(mixed))  # rows: see `Extrapolation`
-        y = self.down(F.leaky_relu(self.up(x), inplace=True))
-        x = self.norm2(x + self.dropout(y)).view(M, P, D)
-        # cost: the sum before the linear layer instead of behind it, for a P-th of the products.
-        return F.linear(x.sum(dim=1), self.out.weight, P * self.out.bias)
+        mixed = self.attended(self._attention(x, seen).view(M * P, D))
+        x = self.norm1(x.view(M * P, D) + self.dropout(mixed))
+        y = self.down(F.leaky_relu(self.up(x)))
+        out: Tensor = self.norm2(x + self.dropout(y)).view(M, P, D).sum(dim=1)
+        return out
 
-    def _attention(self, x: Tensor, valid: Tensor) -> Tensor:
+    def _attention(self, x: Tensor, seen: Tensor) -> Tensor:
         M, P, D = x.shape
         q, k, v = self.project(x).view(M, P, 3, self.heads, -1).unbind(2)  # [M, P, H, d]
-        itself = torch.eye(P, dtype=torch.bool, device=x.device)
-        seen = valid[:, None, None, :] | itself  # [M, 1, P, P]
         scores = torch.einsum("mihd,mjhd->mhij", q, k) * q.shape[-1] ** -0.5
-        weights = self.dropout(scores.masked_fill(~seen, -torch.inf).softmax(dim=-1))
+        weights = self.dropout(scores.masked_fill(~seen.unsqueeze(1), -torch.inf).softmax(dim=-1))
         return torch.einsum("mhij,mjhd->mihd", weights, v).reshape(M, P, D)
 
 
@@ -88,7 +109,8 @@ class PatchForecast(nn.Module):
     ) -> None:
         super().__init__()
         self.patch, self.missing = patch, -length % patch
-        over = MLP((length + self.missing) // patch, hidden, dropout=dropout)
+        self.dropout = Dropout(dropout)
+        over = MLP((length + self.missing) // patch, hidden)
         self.over_patches = nn.Sequential(over, linear(over.out_dim, future))
 
     def forward(self, x: Tensor, valid: Tensor, encoder: PatchEncoder) -> Tensor:
@@ -99,5 +121,11 @@ class PatchForecast(nn.Module):
         encoded = encoder(patches, valid.reshape(-1, self.patch))  # [B * n, D]
         B, D = x.shape[0], x.shape[2]
         by_channel = encoded.view(B, -1, D).transpose(1, 2).reshape(B * D, -1)  # [B * D, n]
-        out: Tensor = self.over_patches(by_channel).view(B, D, -1)  # [B, D, T']
-        return out
+        layers = [m for m in self.over_patches.modules() if isinstance(m, nn.Linear)]
+        future = relu_layers(
+            by_channel,
+            [layer.weight.T for layer in layers],
+            [layer.bias for layer in layers],
+            dropout=self.dropout.now,
+        )
+        return future.view(B, D, -1)  # [B, D, T']

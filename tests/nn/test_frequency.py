@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fullrank.nn.frequency import (
-    ComplexDropout,
     ComplexLinear,
     Extrapolation,
     SpectrumFilter,
@@ -84,15 +83,30 @@ def test_a_complex_layer_is_complex_arithmetic_and_the_two_by_two_real_block() -
     assert torch.equal(layer.block(), rows)
 
 
+@torch.no_grad()
 def test_complex_dropout_drops_both_parts_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
-    layer = ComplexDropout(0.25)
-    out = layer(torch.ones(200, 2 * 50)).view(200, 2, 50)
-    assert torch.equal(out[:, 0], out[:, 1])
-    assert 0.2 < (out == 0).float().mean() < 0.3
-    assert out.mean() == pytest.approx(1.0, abs=0.02)
-    x = draw(4, 6)
-    assert layer.eval()(x) is x
+    model = Extrapolation(4, 1, (50,), dropout=0.25)
+    first, last = model.layers
+    first.real.zero_()
+    first.imaginary.zero_()
+    first.bias.fill_(1.0)  # every hidden number is 1 + i
+    last.real.zero_()
+    last.imaginary.zero_()
+    last.real[0, :] = last.imaginary[0, :] = 1.0  # real: its real part less its imaginary one
+    assert float(model(draw(400, D, 4)).abs().max()) < 1e-4  # they are dropped together
+    last.imaginary.zero_()
+    found, expected = model(draw(400, D, 4)), model.eval()(draw(1, 1, 4))
+    assert float(found.mean()) == pytest.approx(float(expected), rel=0.02)
+    assert float(found.std()) > 0.01 * float(expected)
+
+
+def test_what_comes_before_the_window_is_applied_first() -> None:
+    torch.manual_seed(0)
+    for axes in ("time", "channel_time"):
+        model = Extrapolation(7, 2, (5,), axes=axes)  # type: ignore[arg-type]
+        x, before = draw(B, D, 4), draw(4, 7, seed=1)
+        torch.testing.assert_close(model(x, before), model(x @ before), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("axes", ["time", "channel_time"])
