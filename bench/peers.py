@@ -59,6 +59,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 WIDE = "batch norm, 2M unused rows"
+HISTORIES = "_histories"  # ends the scripts that read histories; their environments are the same
 
 
 def main() -> None:
@@ -96,25 +97,42 @@ def parse() -> argparse.Namespace:
 
 
 def run(name: str, case: str, repeat: int, epochs: int, raw: Path) -> dict[str, Any]:
-    """Runs one contestant once; a failure is returned, not raised, so that the others go on."""
+    """Runs one contestant of one case."""
     script, *_ = name.partition("_sparse")
     work = WORK / "run" / name
     reuses = case == WIDE and name == "fuxictr" and work.exists()
     if not reuses:  # its preparation takes longer than the training that this case is about
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
+    options = [*CASES[case][0], *(["--sparse"] if "_sparse" in name else [])]
+    options += ["--data", str(WORK / "frappe"), "--raw", str(raw), "--epochs", str(epochs)]
+    return launch(name, script, case, repeat, work, options)
+
+
+def launch(
+    name: str, script: str, case: str, repeat: int, work: Path, options: list[str]
+) -> dict[str, Any]:
+    """Runs a script once; a failure is returned, not raised, so that the others go on.
+
+    Args:
+        name: of the contestant.
+        script: run_SCRIPT.py, and the peer of the same name is its environment.
+        case: what is measured.
+        repeat: from 0; one less than the seed.
+        work: scratch folder, with the result and the log.
+        options: all others that the script takes.
+    """
     out = work / "result.json"
     out.unlink(missing_ok=True)
     python = sys.executable
-    if script in environments.REQUIREMENTS:
-        python = str(environments.python_of(script))
-        if not environments.is_ready(script):
+    peer = script.removesuffix(HISTORIES)
+    if peer in environments.REQUIREMENTS:
+        python = str(environments.python_of(peer))
+        if not environments.is_ready(peer):
             return {"name": name, "case": case, "failure": "no environment: run --setup first"}
-    options = [*CASES[case][0], *(["--sparse"] if "_sparse" in name else [])]
     command = [
-        *(python, str(HERE / "peers" / f"run_{script}.py")),
-        *("--data", str(WORK / "frappe"), "--raw", str(raw), "--work", str(work)),
-        *("--out", str(out), "--epochs", str(epochs), "--seed", str(repeat + 1), *options),
+        *(python, str(HERE / "peers" / f"run_{script}.py"), "--work", str(work)),
+        *("--out", str(out), "--seed", str(repeat + 1), *options),
     ]
     log = work / "log.txt"
     wall, cpu, code = measured(command, log)
@@ -122,7 +140,7 @@ def run(name: str, case: str, repeat: int, epochs: int, raw: Path) -> dict[str, 
         last = log.read_text(errors="replace").strip().splitlines()[-1:]
         print(f"{case:28} {name:14} FAILED: {last}", flush=True)
         return {"name": name, "case": case, "failure": f"exit code {code}: {last}"}
-    result = json.loads(out.read_text())
+    result: dict[str, Any] = json.loads(out.read_text())
     result |= {"name": name, "case": case, "repeat": repeat, "wall": wall, "cpu": cpu}
     result["speed"] = result["samples"] / result["phases"]["train"]["cpu"]
     print(

@@ -17,19 +17,36 @@ from typing import Any
 
 def arguments(description: str) -> argparse.Namespace:
     """The options that every contestant understands."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", type=Path, required=True, help="folder with csv/ and recbole/")
+    parser = _parser(description)
     parser.add_argument("--raw", type=Path, required=True, help="data root with frappe/*.libfm.gz")
-    parser.add_argument("--work", type=Path, required=True, help="scratch folder")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch-norm", action="store_true")
     parser.add_argument("--extra-rows", type=int, default=0, help="unused rows of the item table")
     parser.add_argument("--sparse", action="store_true", help="plain loop: SparseAdam")
     parser.add_argument("--dense", action="store_true", help="fullrank: no row-wise optimiser")
+    return _parsed(parser)
+
+
+def history_arguments(description: str) -> argparse.Namespace:
+    """The options of the contestants that read histories."""
+    parser = _parser(description)
+    parser.add_argument("--model", choices=("din", "dien"), default="din")
+    parser.add_argument("--bare", action="store_true", help="fullrank: steps on ready batches")
+    return _parsed(parser)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, required=True, help="folder with csv/ and recbole/")
+    parser.add_argument("--work", type=Path, required=True, help="scratch folder")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    return parser
+
+
+def _parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     chosen = parser.parse_args()
-    for name in ("data", "raw", "work", "out"):
+    for name in {"data", "raw", "work", "out"} & set(vars(chosen)):
         setattr(chosen, name, getattr(chosen, name).resolve())
     chosen.work.mkdir(parents=True, exist_ok=True)
     return chosen
