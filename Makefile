@@ -52,7 +52,7 @@ rankers: $(STAMP)
 	for log in $(LOGS); do $(VENV)/bin/fullrank compare $(RANKERS:%=$${log}_%) --seeds 5 \
 		--name rankers_$$log || exit 1; done
 	$(VENV)/bin/fullrank compare $(POINTS:%=interactions_%) --seeds 5 --name interactions
-	$(PY) studies/run.py
+	$(PY) studies/run.py rankers
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

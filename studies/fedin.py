@@ -21,7 +21,8 @@ from fullrank.evaluate.grouped import group_aucs
 from fullrank.evaluate.metric import Rows
 from fullrank.model import create
 from fullrank.schema import Schema
-from fullrank.testing import area_under_curve, periodic
+from fullrank.testing import area_under_curve
+from fullrank.testing.cases import periodic
 from studies.teacher import fit
 from studies.trial import Trial
 

@@ -1,12 +1,12 @@
-"""Runs the studies and writes docs/results/rankers.md, with what comparisons on logs have found.
+"""Runs the studies of a page of results and writes it, with what comparisons on logs have found.
 
-    python studies/run.py                         all, five seeds or as many as a trial says
-    python studies/run.py --only dmoe sfg
-    python studies/run.py --seeds 1 --no-page     a quick look
+    python studies/run.py rankers                 all, five seeds or as many as a trial says
+    python studies/run.py rankers --only dmoe sfg
+    python studies/run.py sequence --seeds 1 --no-page     a quick look
 
 Each (trial, seed) is one task in a process of one thread, as many at once as there are cores. What
 is measured is kept in studies/.work under a name that changes with the code, so that a stopped run
-goes on where it was and a changed trial is measured anew.
+goes on where it was and a changed trial is measured anew. Trials that measure the same share it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 
@@ -32,28 +33,19 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from fullrank.disk import write_text  # noqa: E402
 from studies.logs import sections  # noqa: E402
+from studies.pages import PAGES, Page  # noqa: E402
 from studies.trial import Outcome, Trial, outcome  # noqa: E402
 
-STUDIES = {
-    "ipa": "IPA and PFL (arXiv:2411.12441)",
-    "dmoe": "D-MoE (arXiv:2505.17925)",
-    "sfg": "SFG (arXiv:2512.14041)",
-    "rankup": "RankUp (arXiv:2604.17878)",
-    "rankelastor": "RankElastor (arXiv:2605.23191)",
-    "dial": "The dial: where directions appear that small rows do not show",
-}
 FIRST_SEED = 101  # trials were written while looking at seeds below
 WORK = ROOT / "studies" / ".work"
-HEAD = """# Rankers that keep their rank
-
-Made by `make rankers`. What five papers promise, held against a baseline and against a control of
-about as many parameters. A claim *holds* when the whole interval of its gain lies above zero, *does
-not hold* when none of it does, and is *undecided* otherwise. Intervals on logs are Student's over
-seeds, and all gains of one log hold together with 95 % confidence. Settings were chosen on
-validation rows alone.
-"""
-_FOLLOWED = ("studies.", "fullrank.models.", "fullrank.nn.", "fullrank.losses.")
-PAGE = ROOT / "docs" / "results" / "rankers.md"
+RESULTS = ROOT / "docs" / "results"
+_FOLLOWED = tuple(
+    f"{package}."
+    for package in (
+        "studies", "fullrank.models", "fullrank.nn", "fullrank.losses", "fullrank.testing",
+        "fullrank.diagnose",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,35 +58,41 @@ class Task:
 
     @property
     def path(self) -> Path:
-        """Where its figures lie."""
-        return WORK / f"{self.study}-{self.trial}-{_code(self.study)}-seed{self.seed}.json"
+        """Where its figures lie; trials that measure the same share them."""
+        mine = next(t for t in trials(self.study) if t.name == self.trial)
+        first = next(t for t in trials(self.study) if _measured(t) == _measured(mine))
+        return WORK / f"{self.study}-{first.name}-{_code(self.study)}-seed{self.seed}.json"
 
 
 def main() -> None:
     """Runs what is missing and writes the page."""
-    parser = argparse.ArgumentParser(description="behavioural claims of the rankers' papers")
-    parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES))
+    parser = argparse.ArgumentParser(description="behavioural claims of the papers")
+    parser.add_argument("page", choices=list(PAGES))
+    parser.add_argument("--only", nargs="+", metavar="STUDY", help="all of the page when left out")
     parser.add_argument("--trials", nargs="+", help="names, such as B1; all when left out")
     parser.add_argument("--seeds", type=int, help="instead of what each trial says")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--no-page", action="store_true", help="print only")
     asked = parser.parse_args()
+    page = PAGES[asked.page]
+    chosen = [study for study in page.studies if asked.only is None or study in asked.only]
     tasks = [
         Task(study, trial.name, seed)
-        for study in asked.only
+        for study in chosen
         for trial in trials(study)
         if asked.trials is None or trial.name in asked.trials
         for seed in range(FIRST_SEED, FIRST_SEED + (asked.seeds or trial.seeds))
     ]
-    _run([task for task in tasks if not task.path.exists()], asked.processes)
-    parts = [_section(study, [t for t in tasks if t.study == study]) for study in asked.only]
+    _run(list({t.path: t for t in tasks if not t.path.exists()}.values()), asked.processes)
+    parts = [_section(page, study, [t for t in tasks if t.study == study]) for study in chosen]
     if asked.no_page:
         print("\n".join(parts))
         return
     command = " ".join(["python studies/run.py", *sys.argv[1:]])
-    found = "\n\n".join(sections(PAGE.parent))
-    write_text(PAGE, "\n".join([HEAD, found, "", _head(command), *parts]))
-    print(f"wrote {PAGE.relative_to(ROOT)}")
+    found = "\n\n".join(sections(RESULTS, page))
+    path = RESULTS / f"{page.name}.md"
+    write_text(path, "\n".join([page.head, found, "", _head(page, command), *parts]))
+    print(f"wrote {path.relative_to(ROOT)}")
 
 
 def trials(study: str) -> list[Trial]:
@@ -103,11 +101,29 @@ def trials(study: str) -> list[Trial]:
     return found
 
 
+@cache
 def _code(study: str) -> str:
     """Returns a name that changes with the study and with the models that it leads to."""
     files = sorted(_sources(ROOT / "studies" / f"{study}.py", set()))
-    text = b"".join(path.read_bytes() for path in files)
-    return hashlib.sha256(text).hexdigest()[:12]
+    text = "".join(_without_words(path) for path in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _without_words(path: Path) -> str:
+    """Returns the code of a file without comments and docstrings, which change no figure."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
+def _measured(trial: Trial) -> object:
+    """Returns what two trials that measure the same have in common."""
+    m = trial.measure
+    return (m.func, m.args, tuple(m.keywords.items())) if isinstance(m, partial) else m
 
 
 def _sources(path: Path, seen: set[Path]) -> set[Path]:
@@ -152,8 +168,8 @@ def _run(tasks: list[Task], processes: int) -> None:
             )
 
 
-def _head(command: str) -> str:
-    total = sum(len(trials(study)) for study in STUDIES)
+def _head(page: Page, command: str) -> str:
+    total = sum(len(trials(study)) for study in page.studies)
     return f"""## On rows whose truth is known
 
 Made by `{command}`. A figure is the mean over seeds. Gain: above zero agrees with the claim; its
@@ -162,9 +178,9 @@ Worlds and training were chosen while looking at seeds below {FIRST_SEED}, which
 """
 
 
-def _section(study: str, tasks: list[Task]) -> str:
+def _section(page: Page, study: str, tasks: list[Task]) -> str:
     lines = [
-        f"### {STUDIES[study]}",
+        f"### {page.studies[study]}",
         "",
         "| | claim | reference | measured | gain | seeds | verdict |",
         "|---|---|---|---|---|---|---|",

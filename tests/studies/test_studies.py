@@ -12,7 +12,8 @@ from fullrank.errors import ConfigError
 from fullrank.models.fm import FM
 from fullrank.models.ipa import IPA
 from studies.logs import sections
-from studies.run import STUDIES, trials
+from studies.pages import PAGES
+from studies.run import trials
 from studies.teacher import area_under_curve, field_aware, fit
 from studies.trial import Trial, outcome
 
@@ -84,7 +85,7 @@ def test_a_trial_without_seeds_or_with_a_path_for_a_name_is_refused():
         Trial(name="../B1", **claim)
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", [s for page in PAGES.values() for s in page.studies])
 def test_every_study_names_its_trials_once(study):
     names = [trial.name for trial in trials(study)]
     assert names
@@ -107,9 +108,9 @@ def test_the_page_of_the_logs_lists_the_best_and_every_gain(tmp_path):
     skipped = {**tested, "over": "frappe_absent", "untested": "absent"}
     page = {"recipes": recipes, "gains": [tested, skipped]}
     (tmp_path / "rankers_frappe.json").write_text(json.dumps(page))
-    text = "\n".join(sections(tmp_path))
+    text = "\n".join(sections(tmp_path, PAGES["rankers"]))
     assert "`pfl` | 0.9850 ± 0.0010 | 0.9300 ± 0.0010 | - |" in text
     assert "| `pfl` over `lr` | +0.01000, a paper | **holds** +0.0550 [+0.0500, +0.0600] |" in text
     assert "absent" not in text
     assert "Not compared yet: MovieLens 100K, " in text
-    assert sections(tmp_path / "empty") == []
+    assert sections(tmp_path / "empty", PAGES["rankers"]) == []
