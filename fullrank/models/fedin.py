@@ -314,7 +314,8 @@ class FEDIN(nn.Module):
             if c.revin_target:
                 tn = self.norm.normalise(t.unsqueeze(1), moments).squeeze(1)
         if c.zero_pad_after_norm:
-            xn = xn.masked_fill(padding, 0.0)
+            # In place where it is new: no product behind a sum reads it when it differentiates.
+            xn = xn.masked_fill(padding, 0.0) if xn is x else xn.masked_fill_(padding, 0.0)
         guide = tn
         if not c.target_aware:
             events = x.masked_fill(padding, 0.0).sum(1)
@@ -328,8 +329,9 @@ class FEDIN(nn.Module):
     def _futures(self, x: Tensor, valid: Tensor, t: Tensor, guide: Tensor) -> Tensor:
         """Returns the merged futures of all patch sizes, [B, D, S]."""
         if not self.config.use_freq:
-            return torch.cat(self._from_patches(x, valid, t), dim=2)
-        magnitude = self.filter.magnitudes(self._scores(x, valid, guide))  # [B, H, F]
+            return torch.cat(self._from_patches(x, valid, self._products(x, t, 1)), dim=2)
+        products = self._products(x, guide, self.filter_heads)
+        magnitude = self.filter.magnitudes(self._scores(products, valid))  # [B, H, F]
         shares = spectrum_shares(magnitude, self.config.alpha_norm)
         alpha = self.alpha_dropout(shares * self.config.alpha_scale)
         q = self._from_spectrum(x, alpha)  # [B, D, L']
@@ -337,7 +339,9 @@ class FEDIN(nn.Module):
             q = q * self.gate(magnitude).sigmoid().flatten(1).unsqueeze(2)
         if not self.config.use_time:
             return q
-        parts = self._from_patches(x, valid, t)
+        if not self.config.target_aware:
+            products = self._products(x, t, 1)
+        parts = self._from_patches(x, valid, products)
         if self.config.merge != "softmax_weights":
             return torch.cat([part + q for part in parts], dim=2)
         weights = self.weigh(alpha).softmax(dim=2)  # [B, H, 2]
@@ -345,13 +349,17 @@ class FEDIN(nn.Module):
         own, other = weights.split(1, dim=2)
         return torch.cat([own * part + other * q for part in parts], dim=2)
 
-    def _scores(self, x: Tensor, valid: Tensor, guide: Tensor) -> Tensor:
+    def _products(self, x: Tensor, guide: Tensor, heads: int) -> Tensor:
+        """Returns the product of every event and the guide in each head, [B, H, T]."""
+        head = torch.eye(heads, dtype=x.dtype, device=x.device)
+        head = head.repeat_interleave(x.shape[2] // heads, dim=0)  # [D, H]
+        return (guide.unsqueeze(2) * head).mT @ x.mT  # [B, H, D] @ [B, D, T]: no copy
+
+    def _scores(self, products: Tensor, valid: Tensor) -> Tensor:
         """Returns c, how much every event is like the guide, [B, H, T]."""
-        H, D = self.filter_heads, x.shape[2]
-        head = torch.eye(H, dtype=x.dtype, device=x.device).repeat_interleave(D // H, dim=0)
-        c = (guide.unsqueeze(2) * head).mT @ x.mT  # [B, H, D] @ [B, D, T]: one product, no copy
+        c, H = products, self.filter_heads
         if self.config.freq_form == "code":
-            c = c * (D // H) ** -0.5
+            c = c * (self.config.dim * len(self.history.fields) // H) ** -0.5
         return c.masked_fill(~valid.unsqueeze(1), 0.0) if self.config.mask_scores else c
 
     def _from_spectrum(self, x: Tensor, alpha: Tensor) -> Tensor:
@@ -364,9 +372,11 @@ class FEDIN(nn.Module):
         out: Tensor = self.extrapolate(x.flatten(1, 2), before)
         return out
 
-    def _from_patches(self, x: Tensor, valid: Tensor, t: Tensor) -> list[Tensor]:
-        """Weighs the history by the target and forecasts [B, D, L'] for each patch size."""
-        scores = torch.einsum("btd,bd->bt", x, t) * t.shape[1] ** -0.5
+    def _from_patches(self, x: Tensor, valid: Tensor, products: Tensor) -> list[Tensor]:
+        """Weighs the history by its products with the target, those of all heads together, and
+        forecasts [B, D, L'] for each patch size.
+        """
+        scores = products.sum(dim=1) * x.shape[2] ** -0.5  # [B, T]
         if self.config.mask_scores:  # finite: an empty row, whose interest is zero, has no NaN
             scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
         x = x * scores.softmax(dim=1).unsqueeze(2)

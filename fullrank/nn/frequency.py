@@ -135,9 +135,11 @@ class SpectrumFilter(nn.Module):
 
     def magnitudes(self, c: Tensor) -> Tensor:
         """Returns |rfft(c)| [..., num_bins] of scores [..., T]."""
-        parts = torch.unflatten(c @ self.to_spectrum, -1, (2, self.num_bins))
-        out: Tensor = torch.linalg.vector_norm(parts, dim=-2)  # its gradient at 0 is 0, not NaN
-        return out
+        real, imaginary = (c @ self.to_spectrum).chunk(2, dim=-1)
+        squares = torch.addcmul(real * real, imaginary, imaginary)
+        # Below the smallest number nothing is learnt, where the derivative of a root is infinite.
+        # cost: a norm over two numbers in a row takes ten times as long.
+        return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
 
     def weighed(self, x: Tensor, gain: Tensor) -> Tensor:
         """Returns the spectrum whose product with `from_spectrum` is what `forward` returns.
