@@ -125,7 +125,7 @@ def test_the_block_is_its_parts(M: int, P: int) -> None:
 
 
 def test_the_block_with_dropout_differentiates_what_it_computed() -> None:
-    e, (x, seen) = encoder(3, 0.4).train(), patches(9, 3)
+    e, (x, seen) = encoder(3, 0.4).train(), patches(5, 3)
 
     def once(*read: Tensor) -> Tensor:
         torch.manual_seed(5)  # the same draws at every call
@@ -137,14 +137,34 @@ def test_the_block_with_dropout_differentiates_what_it_computed() -> None:
     assert not torch.allclose(once(x), e.eval()._cached(x, seen))
 
 
+class Times(torch.nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+@pytest.mark.parametrize(("drawn", "factor"), [(-(1 << 15), keep_scale(0.4)), ((1 << 15) - 1, 0.0)])
+def test_what_is_kept_is_scaled_at_all_three_places(drawn, factor, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    e, (x, seen) = encoder(3, 0.4).train(), patches(9, 3)
+    monkeypatch.setattr(
+        cached_block, "draw", lambda size: torch.full((size,), drawn, dtype=torch.int16)
+    )
+    found = e._cached(x, seen)
+    e.dropout = Times(factor)  # type: ignore[assignment]
+    torch.testing.assert_close(found, e._in_parts(x, seen))
+
+
 def test_dropout_keeps_the_mean_and_the_variance_of_what_the_parts_compute() -> None:
     e, (x, seen) = encoder(3, 0.4).train(), patches(6, 3)
     with torch.no_grad():
         sides = []
         for read in (e._cached, e._in_parts):
             torch.manual_seed(0)
-            sides.append(torch.stack([read(x, seen) for _ in range(1500)]))
+            sides.append(torch.stack([read(x, seen) for _ in range(500)]))
     spread = sides[1].std(0)
-    assert float(((sides[0].mean(0) - sides[1].mean(0)).abs() / spread).max()) < 0.18
-    assert float((sides[0].std(0) / spread).min()) > 0.9
-    assert float((sides[0].std(0) / spread).max()) < 1.1
+    assert float(((sides[0].mean(0) - sides[1].mean(0)).abs() / spread).max()) < 0.3
+    assert float((sides[0].std(0) / spread).min()) > 0.85
+    assert float((sides[0].std(0) / spread).max()) < 1.15
