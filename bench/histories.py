@@ -5,10 +5,10 @@
 
 Everybody trains on the same rows of MovieLens 1M: a movie that was rated or one drawn beside it,
 after up to 200 movies that the user rated before; fields are the user and the movie. Embedding 16,
-attention 64, state 16, auxiliary network 100-50, deep network 512-256-128, Adam 1e-3, batches of
-1,024, no L2, no dropout, one thread, each in a process and an environment of its own. Repeats are
-interleaved; figures are medians. CPU seconds are those of the whole process tree, wall seconds
-stand beside them.
+attention 64, state 16, auxiliary network 100-50 or inner product, deep network 512-256-128, Adam
+1e-3, batches of 1,024, no L2, no dropout, one thread, each in a process and an environment of its
+own. Repeats are interleaved; figures are medians. CPU seconds are those of the whole process tree,
+wall seconds stand beside them.
 
 Rows are taken as they are, half full on average, or "all full": only those whose history has all
 200 events, where nobody computes for padding. Everybody starts from text: fullrank and FuxiCTR read
@@ -23,7 +23,7 @@ import argparse
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -32,21 +32,31 @@ from record import THREADS, WORK, Record, Target
 
 HERE = Path(__file__).resolve().parent
 LENGTH = 200
-# RecBole's DIEN needs minutes for 40,000 rows: it gets fewer, and so does fullrank beside it.
-ROWS = {
-    "din": {"train": 40_960, "valid": 4_096, "test": 8_192},
-    "dien": {"train": 8_192, "valid": 1_024, "test": 4_096},
-}
-CONTESTANTS = {
-    "din": ("fuxictr", "recbole", "fullrank", "bare"),
-    "dien": ("recbole", "fullrank", "bare"),
-}
-# case -> the model, and whether only rows with a full history are taken.
+PARTS = ("train", "valid", "test")
+MANY, FEW = (40_960, 4_096, 8_192), (4_096, 1_024, 4_096)  # rows of each part
+
+
+class Case(NamedTuple):
+    """What is measured: a model, on which rows, and who runs in which order."""
+
+    model: str
+    rows: tuple[int, int, int]
+    names: tuple[str, ...]
+    only_full: bool = False
+
+
+# RecBole's DIEN needs minutes for 40,000 rows: it gets few, and so does everybody beside it. The
+# bare steps, which need a longer measurement, have cases of their own.
 CASES = {
-    "DIN": ("din", False),
-    "DIEN": ("dien", False),
-    "DIN, all full": ("din", True),
-    "DIEN, all full": ("dien", True),
+    "DIN": Case("din", MANY, ("fuxictr", "recbole", "fullrank", "bare")),
+    "DIEN": Case("dien", FEW, ("recbole", "fullrank")),
+    "DIEN, product": Case("dien_product", FEW, ("torch_rechub", "fullrank")),
+    "DIEN, many": Case("dien", MANY, ("fullrank", "bare")),
+    "DIN, all full": Case("din", MANY, ("fuxictr", "recbole", "fullrank", "bare"), only_full=True),
+    "DIEN, all full": Case("dien", FEW, ("recbole", "fullrank"), only_full=True),
+    "DIEN, product, all full": Case(
+        "dien_product", FEW, ("torch_rechub", "fullrank"), only_full=True
+    ),
 }
 FASTER, OF_BARE = 1.5, 0.9  # than the best peer, and of the bare step
 
@@ -60,7 +70,7 @@ def main() -> None:
     runs = []
     for repeat in range(options.repeats):
         for case in wanted:
-            for name in CONTESTANTS[CASES[case][0]]:
+            for name in CASES[case].names:
                 if not options.only or name in options.only:
                     runs.append(run(name, case, repeat, options.epochs))
     done = [r for r in runs if "phases" in r]
@@ -89,7 +99,7 @@ def run(name: str, case: str, repeat: int, epochs: int) -> dict[str, Any]:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     script = "fullrank" if name == "bare" else name
-    options = ["--model", CASES[case][0], "--epochs", str(epochs), "--data", str(data)]
+    options = ["--model", CASES[case].model, "--epochs", str(epochs), "--data", str(data)]
     options += ["--bare"] if name == "bare" else []
     return launch(name, script + HISTORIES, case, repeat, work, options)
 
@@ -99,7 +109,6 @@ def write(case: str) -> dict[str, float]:
     from fullrank.data.datasets.ml_1m_impressions import MovieLensImpressions
     from fullrank.data.text import BadRows
 
-    model, only_full = CASES[case]
     log = MovieLensImpressions(length=LENGTH, negatives="uniform")
     random = np.random.default_rng(0)
     for kind in ("csv", "recbole/histories"):
@@ -107,9 +116,10 @@ def write(case: str) -> dict[str, float]:
     about = {}
     for part, split in log.load(Path(os.environ.get("FULLRANK_DATA", "")), BadRows()).items():
         table = split.select("user", "item", "click", history="history_item").collect()
-        if only_full:
+        if CASES[case].only_full:
             table = table.filter(pl.col("history").list.len() == LENGTH)
-        table = table[np.sort(random.permutation(len(table))[: ROWS[model][part]])]
+        rows = CASES[case].rows[PARTS.index(part)]
+        table = table[np.sort(random.permutation(len(table))[:rows])]
         events = int(table["history"].list.len().sum())
         about[part] = {"rows": len(table), "mean length": events / len(table)}
         _write_csv(table, folder_of(case) / "csv" / f"{part}.csv")
@@ -159,8 +169,7 @@ def report(
     record.machine |= {"epochs": options.epochs, "repeats": options.repeats}
     for case in dict.fromkeys(r["case"] for r in runs):
         groups = {
-            n: [r for r in runs if (r["name"], r["case"]) == (n, case)]
-            for n in CONTESTANTS[CASES[case][0]]
+            n: [r for r in runs if (r["name"], r["case"]) == (n, case)] for n in CASES[case].names
         }
         groups = {name: group for name, group in groups.items() if group}
         record.rows += [_row(case, group, groups.get("fullrank", [])) for group in groups.values()]
@@ -180,9 +189,11 @@ def report(
         "sigmoid, which is cheaper, in the attention, and batch norm in the deep network; its DIN "
         "reads no user. Its attention and auxiliary network were narrowed to the common widths.",
         "FuxiCTR has no layer that evolves an interest, hence no DIEN. RecBole's DIEN weighs "
-        "states by a network 64-64-1, fullrank's by a bilinear form, as the paper.",
-        "The auxiliary loss is on in both DIENs. RecBole reads drawn events that did not follow "
-        "from its file; fullrank takes events of other rows of the batch.",
+        "states by a network 64-64-1; torch-rechub's and fullrank's by a bilinear form.",
+        "The auxiliary loss is on in every DIEN: by a network 100-50 beside RecBole, by an inner "
+        "product beside torch-rechub, which has no other. RecBole reads drawn events that did not "
+        "follow from its file, torch-rechub draws them in its preparation, fullrank takes events "
+        "of other rows of the batch. torch-rechub has batch norm in the deep network.",
         *(f"{f['name']} ({f['case']}) did not run: {f['failure']}" for f in failures),
     ]
     used = {r["name"] for r in runs} & environments.REQUIREMENTS.keys()

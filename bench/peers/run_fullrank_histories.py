@@ -36,6 +36,7 @@ LENGTH = 200
 MODELS = {
     "din": {"attention": [64]},
     "dien": {"state_dim": 16, "aux_hidden": [100, 50]},
+    "dien_product": {"state_dim": 16, "aux_hidden": []},
 }
 SPEC = Spec(
     columns=(
@@ -70,7 +71,7 @@ with watch.phase("prepare"):
     prepared = prepare(splits, SPEC, options.work / "prepared")
 torch.manual_seed(options.seed)
 model = create(
-    options.model,
+    options.model.removesuffix("_product"),
     prepared.schema,
     {"dim": 16, "hidden": [512, 256, 128], "dropout": 0.0, **MODELS[options.model]},
 )

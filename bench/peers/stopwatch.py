@@ -29,7 +29,7 @@ def arguments(description: str) -> argparse.Namespace:
 def history_arguments(description: str) -> argparse.Namespace:
     """The options of the contestants that read histories."""
     parser = _parser(description)
-    parser.add_argument("--model", choices=("din", "dien"), default="din")
+    parser.add_argument("--model", choices=("din", "dien", "dien_product"), default="din")
     parser.add_argument("--bare", action="store_true", help="fullrank: steps on ready batches")
     return _parsed(parser)
 
