@@ -118,6 +118,10 @@ class ArtifactError(FullrankError):
     """An artefact is incomplete, was changed after it was written, or does not match."""
 
 
+class AuctionError(FullrankError):
+    """A bid or a probability cannot enter an auction."""
+
+
 class DiskFullError(FullrankError):
     """The disk has no room left; nothing half-written was kept."""
 
