@@ -9,10 +9,10 @@ many rows whose lengths are all the mean, so that real events are as many: "over
 different lengths cost.
 
 FEDIN is compared with one whose window is the mean, because it cannot gain from short pasts: its
-transforms have the fixed length of the window, and the largest part, a complex network on the
-spectrum of every channel, has the same size whatever the past. Rows of similar length in one bucket
-would leave that part, its weights and its answer as they are; only the patches of the time branch
-could be fewer, and dropout draws noise for an empty patch, too.
+transforms have the fixed length of the window, and the complex network on the spectrum of every
+channel has the same size whatever the past. Rows of similar length in one bucket would leave that
+work as it is. Only the patches of the time branch, a third of a step, could be fewer, and not
+without a change: dropout draws its own noise for every empty patch.
 
 Besides: FEDIN's step over DIN's where 100 events fill the window, and for TokenFormer 2F2S (A3)
 over 4F with the same gate (A1), rows of 200 events. Subjects take turns within a round; ratios are

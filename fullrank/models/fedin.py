@@ -210,7 +210,8 @@ class FEDINConfig:
 class FEDIN(nn.Module):
     """Future interest from patches and from a filtered spectrum, read by the target.
 
-    Where the past is empty the interest is zero. Taps: `embed`; `events` and `events_valid`, the
+    Where the past is empty the interest is zero. A step costs what the window holds, whatever the
+    past: the transforms have its fixed length. bench/padding.py measures it. Taps: `embed`; `events` and `events_valid`, the
     past before it is normalised; `interest`; `head_in`.
 
     Args:
