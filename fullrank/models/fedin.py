@@ -211,8 +211,10 @@ class FEDIN(nn.Module):
     """Future interest from patches and from a filtered spectrum, read by the target.
 
     Where the past is empty the interest is zero. A step costs what the window holds, whatever the
-    past: the transforms have its fixed length. bench/padding.py measures it. Taps: `embed`; `events` and `events_valid`, the
-    past before it is normalised; `interest`; `head_in`.
+    past: the transforms have its fixed length. bench/padding.py measures it.
+
+    Taps: `embed`; `events` and `events_valid`, the past before it is normalised; `interest`;
+    `head_in`.
 
     Args:
         schema: a history that shares a table with a categorical field; at least one label.
