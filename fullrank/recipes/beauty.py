@@ -15,6 +15,4 @@ RECIPES: Interests = Interests(
     dropout=0.2,
     category="category",
     window=20,
-    token_dim=32,
-    windows=(12, 6),
 )

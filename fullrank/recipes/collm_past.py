@@ -12,7 +12,5 @@ RECIPES: Interests = Interests(
     dim=16,
     hidden=(128, 64),
     dropout=0.2,
-    window=30,
-    token_dim=32,
-    windows=(16, 8),
+    window=20,
 )

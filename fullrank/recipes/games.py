@@ -14,6 +14,4 @@ RECIPES: Interests = Interests(
     hidden=(128, 64),
     dropout=0.2,
     window=20,
-    token_dim=32,
-    windows=(12, 6),
 )

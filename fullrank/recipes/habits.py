@@ -8,11 +8,10 @@ from fullrank.train.config import TrainConfig
 RECIPES: Interests = Interests(
     dataset="simulated_habits",
     prefix="habits",
-    train=TrainConfig(epochs=20, batch_size=512, patience=3, optimizer="adam"),
+    train=TrainConfig(epochs=4, batch_size=512, patience=2, optimizer="adam"),
     dim=16,
     hidden=(128, 64),
     dropout=0.0,
     category="category",
-    token_dim=32,
     windows=(24, 12),
 )

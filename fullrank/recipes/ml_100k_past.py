@@ -8,11 +8,9 @@ from fullrank.train.config import TrainConfig
 RECIPES: Interests = Interests(
     dataset="ml_100k",
     prefix="ml_100k_past",
-    train=TrainConfig(epochs=20, batch_size=1024, patience=3, optimizer="adam", table_l2=0.1),
+    train=TrainConfig(epochs=20, batch_size=1024, patience=3, optimizer="adam", table_l2=0.01),
     dim=16,
     hidden=(128, 64),
     dropout=0.2,
-    window=30,
-    token_dim=32,
-    windows=(16, 8),
+    window=20,
 )
