@@ -57,6 +57,23 @@ def encode_number(column: Number, raw: pl.Series, stats: NumberStats, first: int
         DataFormatError: a number is NaN or infinite.
     """
     x, missing = _finite(column, raw, first)
+    return encode_finite(column, x, missing, stats)
+
+
+def encode_finite(
+    column: Number, x: np.ndarray, missing: np.ndarray | None, stats: NumberStats
+) -> np.ndarray:
+    """Encodes numbers that are known to be finite.
+
+    Args:
+        column: what it means.
+        x: [B] float64, anything where a value is empty.
+        missing: [B] bool, True where a value is empty; None for nowhere.
+        stats: of training.
+
+    Returns:
+        [B] float32.
+    """
     out = np.empty(len(x), dtype=np.float32)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
         for start, tile in _transformed(column, x):

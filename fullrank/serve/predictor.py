@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fullrank.batch import Batch
 from fullrank.errors import DataFormatError
+from fullrank.evaluate.calibrate import Calibrator
 from fullrank.ops.blocks import score_in_blocks
 from fullrank.serve.artifact import Artifact
 
@@ -51,7 +52,7 @@ class Predictor:
         return scores
 
     def score(self, rows: pa.Table | pl.DataFrame) -> dict[str, np.ndarray]:
-        """Returns label -> probabilities [B] float32 in [0, 1].
+        """Returns label -> probabilities [B] float32 in [0, 1], calibrated if the artefact says how.
 
         Unseen values read the unknown row, missing optional columns read as unknown, extra
         columns and labels, if there are any, are ignored.
@@ -75,7 +76,7 @@ class Predictor:
                 expected="columns of the types that the spec says",
                 fix="convert the column before it is scored",
             ) from cause
-        return self._probabilities(batch)
+        return calibrated(self.logits(batch), self.artifact.calibration)
 
     def score_batches(
         self, rows: pl.LazyFrame, chunk_rows: int = 65536
@@ -85,8 +86,15 @@ class Predictor:
             if len(chunk):
                 yield chunk, self.score(chunk)
 
-    def _probabilities(self, batch: Batch) -> dict[str, np.ndarray]:
-        return {label: probabilities(logit) for label, logit in self.logits(batch).items()}
+
+def calibrated(
+    logits: Mapping[str, np.ndarray], calibration: Mapping[str, Calibrator]
+) -> dict[str, np.ndarray]:
+    """Returns label -> probabilities [B] float32 of logits, the way an artefact serves them."""
+    return {
+        label: probabilities(calibration[label].logits(x) if label in calibration else x)
+        for label, x in logits.items()
+    }
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
