@@ -42,6 +42,29 @@ class Ranker(Protocol):
         ...
 
 
+@runtime_checkable
+class Retriever(Ranker, Protocol):
+    """Scores rows by a user's vector and an item's, each known without the other.
+
+    `score(batch)` is `match(encode_user(batch), encode_item(batch))`. A label's logit is the
+    product of the two vectors and a constant, so that an index finds the best items of a user.
+    """
+
+    item_fields: tuple[str, ...]  # what an item's vector depends on
+
+    def encode_user(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns label -> [B, D]; no field of `item_fields` is read."""
+        ...
+
+    def encode_item(self, batch: Batch) -> Tensor:
+        """Returns [B, D], the same for all labels; no field but `item_fields` is read."""
+        ...
+
+    def match(self, user: Mapping[str, Tensor], item: Tensor) -> dict[str, Tensor]:
+        """Returns label -> logits [B] for label -> [B, D], or [1, D] for one user, and [B, D]."""
+        ...
+
+
 def list_models() -> list[str]:
     """Returns the names of the models that ship with fullrank: the file names in `models/`."""
     found = importlib.import_module("fullrank.models").__path__

@@ -125,7 +125,7 @@ def encode_rest(featurizer: Featurizer, frame: pl.DataFrame, has_labels: bool) -
                 out.jagged[c.name] = _history(featurizer, c, frame)
             case _:
                 pass
-    encode_context(spec, frame, out)
+    _encode_context(spec, frame, out)
     if has_labels:
         _encode_labels(spec, frame, out)
     return out
@@ -147,8 +147,7 @@ def _number(column: Number, frame: pl.DataFrame, stats: NumberStats | None) -> n
     return encode_number(column, frame[column.name], stats)
 
 
-def encode_context(spec: Spec, frame: pl.DataFrame, out: Encoded) -> None:
-    """Adds group, time and weight, where the frame has them."""
+def _encode_context(spec: Spec, frame: pl.DataFrame, out: Encoded) -> None:
     if spec.group in frame.columns:
         out.blocks["group"] = _group_ids(frame[spec.group])
     if spec.time in frame.columns:

@@ -1,9 +1,11 @@
 """Artifact: everything that a score depends on, in one folder of JSON, Arrow and safetensors.
 
-    artifact.json          model, config, schema, metrics, provenance, and the hash of every file
+    artifact.json          model, config, schema, calibration, metrics, provenance, and the hash of
+                           every file
     weights.safetensors    parameters and buffers
     featurizer/            vocabularies and statistics
     assets/NAME.safetensors   lookups, if the model has any
+    exported/FORM          the model as a program for other engines, if asked for; see `serve.forms`
 
 An artefact is data: nothing that it holds is ever executed. A model of your own is imported by its
 name from where Python finds it, and never from inside the artefact.
@@ -30,12 +32,14 @@ from fullrank import __version__
 from fullrank.config import from_dict, to_dict
 from fullrank.data.featurizer import Featurizer
 from fullrank.disk import raise_if_full, written_whole
-from fullrank.errors import ArtifactError
+from fullrank.errors import ArtifactError, ConfigError
+from fullrank.evaluate.calibrate import Calibrator
 from fullrank.lookup import Lookup, Provenance
 from fullrank.model import Assets, create
 from fullrank.schema import Schema
 
-FORMAT = 1
+# An artefact with calibration is of format 2, so that a reader that knows nothing of it refuses it.
+FORMATS = (1, 2)
 _MANIFEST = "artifact.json"
 _WEIGHTS = "weights.safetensors"
 _MAX_MANIFEST = 16 << 20  # bytes; a manifest is a few kilobytes
@@ -63,6 +67,9 @@ class Artifact:
         assets: lookups by name.
         metrics: of the held-out split.
         provenance: recipe, seed, data notes, versions and date, for people.
+        calibration: label -> what its logits go through before they become probabilities; a label
+            without one is served as the model scores it.
+        exported: file name -> a program of the same model, such as "model.onnx"; where it lies now.
     """
 
     model: str
@@ -72,6 +79,8 @@ class Artifact:
     assets: Assets = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Calibrator] = field(default_factory=dict)
+    exported: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def schema(self) -> Schema:
@@ -137,12 +146,15 @@ class Artifact:
             for name, lookup in self.assets.items():
                 (draft / "assets").mkdir(exist_ok=True)
                 _save_tensors(draft / "assets" / f"{name}.safetensors", {"values": lookup.values})
+            for name, program in self.exported.items():
+                (draft / "exported").mkdir(exist_ok=True)
+                shutil.copyfile(program, draft / "exported" / name)
             (draft / _MANIFEST).write_text(json.dumps(self._manifest(draft), indent=1))
         _swap(fresh, folder)
 
     def _manifest(self, folder: Path) -> dict[str, Any]:
         plain: dict[str, Any] = {
-            "format": FORMAT,
+            "format": FORMATS[bool(self.calibration)],
             "fullrank": __version__,
             "model": self.model,
             "config": to_dict(self.config),
@@ -160,6 +172,8 @@ class Artifact:
                 if path.is_file()
             },
         }
+        if self.calibration:
+            plain["calibration"] = {name: c.to_dict() for name, c in self.calibration.items()}
         return plain | {"fingerprint": _fingerprint(plain)}
 
     @classmethod
@@ -191,6 +205,12 @@ class Artifact:
             assets=assets,
             metrics=manifest["metrics"],
             provenance=manifest["provenance"],
+            calibration=_calibration(folder, manifest, featurizer.schema),
+            exported={
+                name.removeprefix("exported/"): folder / name
+                for name in manifest["files"]
+                if name.startswith("exported/")
+            },
         )
 
 
@@ -207,7 +227,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if path.stat().st_size > _MAX_MANIFEST:
             raise ValueError(f"{path.stat().st_size:,} bytes")
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
+        if manifest["format"] not in FORMATS:
             raise ValueError(f"format {manifest['format']}")
         stated = manifest.pop("fingerprint")
         for key, kind in _KEYS.items():
@@ -218,7 +238,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "this is not an artefact that can be read",
             where=str(path),
             found=f"{type(cause).__name__}: {cause}",
-            expected=f"an {_MANIFEST} of format {FORMAT}, at most {_MAX_MANIFEST:,} bytes",
+            expected=f"an {_MANIFEST} of format 1 or 2, at most {_MAX_MANIFEST:,} bytes",
             fix="give the folder that `fullrank export` or `fullrank train` wrote",
         ) from cause
     if _fingerprint(manifest) != stated:
@@ -237,7 +257,7 @@ def _check_files(folder: Path, files: dict[str, Any]) -> None:
             case _:
                 raise _tampered(manifest, f"{name!r}: {stated!r}", "[bytes, sha256] of each file")
     read = [folder / _WEIGHTS]
-    for part in ("featurizer", "assets"):
+    for part in ("featurizer", "assets", "exported"):
         read += sorted(p for p in (folder / part).rglob("*") if not p.is_dir())
     for path in read:
         name = path.relative_to(folder).as_posix()
@@ -288,6 +308,17 @@ def _lookup(folder: Path, name: str, stated: Any, files: dict[str, Any]) -> Look
         return Lookup(stated["key"], tensors["values"], from_dict(Provenance, stated["source"]))
     except (KeyError, TypeError) as cause:
         raise _tampered(manifest, f"asset '{name}': {stated!r}", "its key and source") from cause
+
+
+def _calibration(folder: Path, manifest: dict[str, Any], schema: Schema) -> dict[str, Calibrator]:
+    stated, labels = manifest.get("calibration", {}), {label.name for label in schema.labels}
+    try:
+        if not isinstance(stated, dict) or not stated.keys() <= labels:
+            raise TypeError(str(stated)[:200])
+        return {label: Calibrator.from_dict(curve) for label, curve in stated.items()}
+    except (ConfigError, TypeError) as cause:
+        found = f"calibration: {getattr(cause, 'found', cause)}"
+        raise _tampered(folder / _MANIFEST, found, "a rising curve for labels that are") from cause
 
 
 def _require_free(folder: Path) -> None:

@@ -52,7 +52,7 @@ class Predictor:
         return scores
 
     def score(self, rows: pa.Table | pl.DataFrame) -> dict[str, np.ndarray]:
-        """Returns label -> probabilities [B] float32 in [0, 1], calibrated if the artefact says how.
+        """Returns label -> probabilities [B] float32 in [0, 1], calibrated if the artefact is.
 
         Unseen values read the unknown row, missing optional columns read as unknown, extra
         columns and labels, if there are any, are ignored.

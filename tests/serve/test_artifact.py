@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import fullrank.serve.artifact as artifact_module
 from fullrank.errors import ArtifactError, ConfigError, DiskFullError, UnknownNameError
+from fullrank.evaluate.calibrate import Calibrator
 from fullrank.serve.artifact import Artifact
 from fullrank.serve.predictor import Predictor
 
@@ -109,6 +110,53 @@ def test_everybody_may_read_what_its_owner_writes(saved):
     assert endings == {".json", ".arrow", ".safetensors"}
 
 
+CURVE = Calibrator(method="isotonic", x=(-1.5, 0.1), y=(-2.0, 1 / 3), slope=0.7)
+
+
+def test_calibration_and_programs_come_back_and_older_artefacts_stay_as_they_were(saved, tmp_path):
+    plain = json.loads((saved / "artifact.json").read_text())
+    assert plain["format"] == 1
+    assert "calibration" not in plain
+    first = Artifact.load(saved)
+    assert (first.calibration, first.exported) == ({}, {})
+    (tmp_path / "p").write_bytes(b"a program")
+    more = replace(first, calibration={"click": CURVE}, exported={"model.onnx": tmp_path / "p"})
+    more.save(saved)  # in the place of the older one
+    assert json.loads((saved / "artifact.json").read_text())["format"] == 2
+    second = Artifact.load(saved)
+    assert second.calibration == {"click": CURVE}
+    second.save(tmp_path / "b")
+    assert Artifact.load(tmp_path / "b").exported == {
+        "model.onnx": tmp_path / "b" / "exported" / "model.onnx"
+    }
+    assert (tmp_path / "b/artifact.json").read_text() == (saved / "artifact.json").read_text()
+    (saved / "exported" / "model.onnx").write_bytes(b"a different one")
+    assert "model.onnx" in refused(saved).where
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nobody": CURVE.to_dict()},
+        {"click": CURVE.to_dict() | {"y": [1.0, 0.0]}},
+        {"click": CURVE.to_dict() | {"x": [0.0]}},
+        {"click": CURVE.to_dict() | {"slope": float("nan")}},
+        {"click": CURVE.to_dict() | {"code": "import os"}},
+        {"click": "sigmoid"},
+        ["click"],
+    ],
+)
+def test_forged_calibration_is_refused(saved, change):
+    forge(saved, lambda m: m.update(calibration=change))
+    assert "calibration" in refused(saved).found
+
+
+def test_a_program_that_is_not_listed_is_refused(saved):
+    (saved / "exported").mkdir()
+    (saved / "exported" / "model.onnx").write_bytes(b"from elsewhere")
+    assert "exported/model.onnx" in refused(saved).found
+
+
 # ---- changed by accident
 
 
@@ -154,7 +202,7 @@ def test_a_missing_and_a_truncated_file_are_refused(saved, name):
         (b"not json", "JSONDecodeError"),
         (b"[1, 2]", "TypeError"),
         (b"{}", "KeyError"),
-        (b'{"format": 2}', "format 2"),
+        (b'{"format": 3}', "format 3"),
         (b"\xff\xfe\x00", "UnicodeDecodeError"),
         (b"[" * 100_000, "RecursionError"),
         (b'{"format": 1, "fingerprint": "x", "model": 3}', "'model' is a int"),

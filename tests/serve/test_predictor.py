@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ import torch
 
 from fullrank.data.prepare import prepare
 from fullrank.errors import DataFormatError, SchemaError
+from fullrank.evaluate.calibrate import Calibrator
 from fullrank.ops.blocks import score_in_blocks
 from fullrank.serve.predictor import Predictor, probabilities
 
@@ -151,6 +153,23 @@ def test_no_rows_give_no_scores(predictor):
     assert {n: (v.shape, v.dtype) for n, v in scores.items()} == {
         n: ((0,), np.dtype(np.float32)) for n in ("click", "buy")
     }
+
+
+def test_calibration_is_applied_after_the_logits_and_to_its_label_alone(artifact, predictor):
+    curve = Calibrator(method="platt", y=(-0.5,), slope=0.4, negative_rate=0.1)
+    moved = Predictor(replace(artifact, calibration={"buy": curve}))
+    bare, served = predictor.score(ROWS), moved.score(ROWS)
+    assert np.array_equal(served["click"], bare["click"])
+    batch = artifact.featurizer(ROWS.drop("click", "buy"))
+    logits = predictor.logits(batch)["buy"].tolist()
+    p = [1 / (1 + math.exp(-(0.4 * x - 0.5 + math.log(0.1)))) for x in logits]
+    assert served["buy"].dtype == np.float32
+    assert served["buy"] == pytest.approx(np.array(p), rel=1e-6)
+    assert np.array_equal(np.argsort(served["buy"]), np.argsort(bare["buy"]))
+    parts = [moved.score(ROWS[i : i + 7])["buy"] for i in range(0, len(ROWS), 7)]
+    assert np.array_equal(np.concatenate(parts), served["buy"])
+    same_bits = Predictor(replace(artifact, calibration={"buy": Calibrator()}))
+    assert same(same_bits.score(ROWS), bare)
 
 
 def test_loading_and_scoring_leave_torch_as_it_was(artifact):
