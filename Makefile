@@ -9,7 +9,7 @@ ifneq ($(wildcard ../shared/data/README.md),)
 export FULLRANK_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test slow check bench rankers clean
+.PHONY: demo test slow check bench rankers sequence clean
 
 demo: $(STAMP)
 	$(VENV)/bin/fullrank demo
@@ -40,6 +40,10 @@ bench: $(STAMP)
 	$(PY) bench/rankmixer_utilisation.py --json bench/.work/rankmixer_utilisation.json
 	OMP_NUM_THREADS=1 $(PY) bench/dropout.py
 	OMP_NUM_THREADS=1 $(PY) bench/full_mixing.py
+	OMP_NUM_THREADS=1 $(PY) bench/recurrent.py
+	OMP_NUM_THREADS=1 $(PY) bench/attention.py --out docs/results/attention.svg
+	OMP_NUM_THREADS=1 $(PY) bench/padding.py
+	$(PY) bench/histories.py
 	$(PY) bench/report.py
 
 # Every ranker, its baselines and its controls: hours on two cores, and each finished run is kept.
@@ -53,6 +57,21 @@ rankers: $(STAMP)
 		--name rankers_$$log || exit 1; done
 	$(VENV)/bin/fullrank compare $(POINTS:%=interactions_%) --seeds 5 --name interactions
 	$(PY) studies/run.py rankers
+
+# Models that read a user's past, on logs with one; TokenFormer's variants where it learns in minutes.
+PAST := mlp dcnv2 din dien sim fedin fedin_time
+STREAM := tokenformer tokenformer_a0 tokenformer_a1
+PAST_collm_past := $(PAST) $(STREAM)
+PAST_ml_100k_past := mlp dcnv2 din dien sim fedin $(STREAM)
+PAST_beauty := mlp dcnv2 din dien sim sim_hard fedin
+PAST_games := mlp din sim fedin
+PAST_habits := mlp din fedin fedin_time
+PAST_habits_off := mlp din fedin fedin_time
+
+sequence: $(STAMP)
+	$(foreach log,collm_past ml_100k_past beauty games habits habits_off,$(VENV)/bin/fullrank compare \
+		$(PAST_$(log):%=$(log)_%) --seeds 5 --name sequence_$(log) &&) true
+	$(PY) studies/run.py sequence
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

@@ -22,6 +22,10 @@ ORDER = (
     "compile",
     "dropout",
     "full_mixing",
+    "histories",
+    "padding",
+    "recurrent",
+    "attention",
 )
 HEAD = """# Benchmarks
 
