@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from peers import HISTORIES, adopt_orphans, environments, launch, median
+from peers import HISTORIES, adopt_orphans, environments, launch, median  # type: ignore[attr-defined]
 from record import THREADS, WORK, Record, Target
 
 HERE = Path(__file__).resolve().parent
