@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fullrank.diagnose.figures import Figure, Shown, sections
+from fullrank.diagnose.figures import Figure, Section, Shown, sections
 from fullrank.diagnose.records import Findings
 from fullrank.diagnose.sequence_figures import sequences_apart, sequences_together
 from fullrank.diagnose.side_by_side import INSIDE, side_by_side
@@ -76,6 +76,7 @@ def write_report(
     title: str = "Collapse report",
     subtitle: str = "",
     opening: Opening | None = None,
+    closing: Sequence[Section] = (),
 ) -> None:
     """Writes the page, whole or not at all.
 
@@ -85,12 +86,14 @@ def write_report(
         title: heading of the page.
         subtitle: data set, split and rows, in one line.
         opening: what comes first; nothing when None.
+        closing: what comes last, such as reliability; a section without figures is left out.
 
     Raises:
         EmptyInputError: there are no runs, or one has no records.
         DiskFullError: there is no room.
     """
-    write_text(path, render_report(runs, title=title, subtitle=subtitle, opening=opening))
+    page = render_report(runs, title=title, subtitle=subtitle, opening=opening, closing=closing)
+    write_text(path, page)
 
 
 def render_report(
@@ -99,6 +102,7 @@ def render_report(
     title: str,
     subtitle: str = "",
     opening: Opening | None = None,
+    closing: Sequence[Section] = (),
 ) -> str:
     """Returns the page as text; see `write_report`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -138,7 +142,7 @@ def render_report(
         rows=rows,
         runs=seen,
         together=[s for s in (*side_by_side(seen), *sequences_together(seen)) if s.figures],
-        sections=[s for s in (*sections(seen), *sequences_apart(seen)) if s.figures],
+        sections=[s for s in (*sections(seen), *sequences_apart(seen), *closing) if s.figures],
         folded=len(runs) > MOST_OPEN,
     )
 

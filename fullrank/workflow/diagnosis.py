@@ -18,6 +18,7 @@ from fullrank.diagnose.report import RunFindings, write_report
 from fullrank.diagnose.verdict import judge
 from fullrank.evaluate.popularity import popularity_line
 from fullrank.serve.artifact import Artifact
+from fullrank.workflow.calibration import reliability_section
 from fullrank.workflow.console import console
 from fullrank.workflow.folder import RunFolder
 from fullrank.workflow.recipe import Recipe
@@ -42,17 +43,21 @@ def diagnose_model(
     """
     findings = _measured(run, data, model, result["epochs"])
     write_report(
-        run.report, [_shown(findings, result)], title=run.path.name, subtitle=run_line(result)
+        run.report,
+        [_shown(findings, result)],
+        title=run.path.name,
+        subtitle=run_line(result),
+        closing=[reliability_section({run.path.name: result})],
     )
     return [str(verdict) for verdict in judge(findings)]
 
 
 def diagnose_command(runs: Sequence[Path], out: Path | None) -> dict[str, Any]:
     """Measures finished runs again and draws them side by side."""
-    shown, verdicts, readings = [], {}, {}
+    shown, verdicts, readings, results = [], {}, {}, {}
     for folder in runs:
         run = RunFolder(folder)
-        result = run.read_result()
+        result = results[folder.name] = run.read_result()
         data = Prepared.open(run.prepared())
         model = Artifact.load(run.artifact).build()
         findings = _measured(run, data, model, result["epochs"])
@@ -60,7 +65,12 @@ def diagnose_command(runs: Sequence[Path], out: Path | None) -> dict[str, Any]:
         verdicts[str(folder)] = [str(v) for v in judge(findings)]
         readings[str(folder)] = rhythm_words(findings)
     report = out or RunFolder(runs[0]).report
-    write_report(report, shown, subtitle=run_line(RunFolder(runs[0]).read_result()))
+    write_report(
+        report,
+        shown,
+        subtitle=run_line(RunFolder(runs[0]).read_result()),
+        closing=[reliability_section(results)],
+    )
     for name, sentences in verdicts.items():
         for sentence in (*sentences, *readings[name]):
             console.print(f"{name}: {sentence}", markup=False)

@@ -23,6 +23,7 @@ from fullrank.errors import ConfigError, UnknownNameError, nearest
 from fullrank.model import model_class
 from fullrank.train.config import TrainConfig
 from fullrank.workflow.assets import AssetSource
+from fullrank.workflow.calibration import Calibrate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,7 @@ class Recipe:
         gains: what it should be better than; no part of the run itself.
         assets: what makes the lookups of the model, such as `data.pretrain.PretrainedVectors`; the
             model then trains on the rows that these do not know.
+        calibrate: how served probabilities are made to come true; test metrics are of bare scores.
         name: set by whoever loads the recipe.
     """
 
@@ -85,6 +87,7 @@ class Recipe:
     claim: Claim | None = None
     gains: tuple[Gain, ...] = ()
     assets: tuple[AssetSource, ...] = ()
+    calibrate: Calibrate = field(default_factory=Calibrate)
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -100,6 +103,7 @@ class Recipe:
         """Returns plain JSON types; a dataset object is stored under its name."""
         dataset = self.dataset if isinstance(self.dataset, str) else self.dataset.NAME
         made = [{"kind": type(source).__name__, **to_dict(source)} for source in self.assets]
+        calibrated = self.calibrate != Calibrate()
         return {
             "name": self.name,
             "dataset": dataset,
@@ -109,6 +113,7 @@ class Recipe:
             "seed": self.seed,
             "claim": to_dict(self.claim),
             **({"assets": made} if made else {}),  # so that runs without any stay what they were
+            **({"calibrate": to_dict(self.calibrate)} if calibrated else {}),
         }
 
 

@@ -22,6 +22,7 @@ from fullrank.data.pretrain import Pretrained
 from fullrank.disk import written_whole
 from fullrank.errors import MetricUndefinedError
 from fullrank.evaluate.bootstrap import bootstrap
+from fullrank.evaluate.calibrate import Calibrator
 from fullrank.evaluate.metric import Metric
 from fullrank.evaluate.run import Scores, compute, default_metrics, evaluate, predict_scores
 from fullrank.model import NO_ASSETS, Assets, create
@@ -31,6 +32,7 @@ from fullrank.serve.artifact import Artifact, versions
 from fullrank.train.loop import train
 from fullrank.train.state import has_state, load_state
 from fullrank.workflow.assets import make_assets, read_assets, unused_rows, write_assets
+from fullrank.workflow.calibration import Calibrate, calibrators, effects, uncorrected
 from fullrank.workflow.data import DataOptions, open_data
 from fullrank.workflow.diagnosis import diagnose_model, training_monitor
 from fullrank.workflow.folder import RunFolder, write_json
@@ -133,6 +135,7 @@ def _opened(recipe: Recipe, run: RunFolder, options: RunOptions) -> tuple[Prepar
     with options.preparing() if options.preparing else nullcontext() as advance:
         data = open_data(recipe.dataset, options.data, advance)
     _require_both_labels(data)
+    recipe.calibrate.require_unweighted(data.featurizer)
     if recipe.assets and options.resume and has_state(run.state):
         assets = read_assets(run.assets)
     else:
@@ -228,6 +231,11 @@ def measured(
         "notes": list(data.notes),
         "claim": to_dict(recipe.claim),
     }
+    curves = fitted(model, data, recipe.calibrate)
+    result["calibration"] = effects(scores, curves)
+    if curves:
+        batches = data.splits["test"].batches(_VALID_ROWS)
+        metrics, _ = measure(model, batches, data.schema, uncorrected(curves))
     artifact = Artifact(
         model=recipe.model,
         config=recipe.config,
@@ -235,6 +243,7 @@ def measured(
         weights=model.state_dict(),
         assets=assets,
         metrics=metrics,
+        calibration=curves,
         provenance={
             "recipe": recipe.to_dict(),
             "notes": list(data.notes),
@@ -246,13 +255,25 @@ def measured(
     return result
 
 
+def fitted(model: nn.Module, data: Prepared, how: Calibrate) -> dict[str, Calibrator]:
+    """Returns the calibration of a model, fitted on the validation split."""
+    if how == Calibrate():
+        return {}
+    _, scores = measure(model, data.splits["valid"].batches(_VALID_ROWS), data.schema)
+    return calibrators(scores, how, data.schema)
+
+
 def measure(
-    model: nn.Module, batches: Iterable[Batch], schema: Schema
+    model: nn.Module,
+    batches: Iterable[Batch],
+    schema: Schema,
+    calibration: Mapping[str, Calibrator] | None = None,
 ) -> tuple[dict[str, float], Scores]:
     """Scores rows in blocks of fixed size, as the predictor does, and measures the scores.
 
-    Metrics that are undefined on these rows, such as the AUC of a label that never happens, are
-    left out, unless they are the main label's.
+    With calibration, what is measured is what is served, but for the last bits. Metrics that are
+    undefined on these rows, such as the AUC of a label that never happens, are left out, unless
+    they are the main label's.
 
     Raises:
         EmptyInputError: there are no rows.
@@ -260,7 +281,7 @@ def measure(
     """
     labels = [label.name for label in schema.labels]
     metrics = default_metrics(labels, grouped=schema.group is not None)
-    scorer = _InBlocks(model, schema, metrics)
+    scorer = _InBlocks(model, schema, metrics, calibration or {})
     scores = predict_scores(scorer, batches)
     values = with_plain_names(compute(metrics, undefined="omit"), labels)
     if "auc" not in values:
@@ -271,13 +292,22 @@ def measure(
 class _InBlocks(nn.Module):
     """Scores in blocks, so that a row's score is the same bits in any company; measures too."""
 
-    def __init__(self, model: nn.Module, schema: Schema, metrics: dict[str, Metric]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        schema: Schema,
+        metrics: dict[str, Metric],
+        calibration: Mapping[str, Calibrator],
+    ) -> None:
         super().__init__()
         self.model, self.schema, self.metrics = model, schema, metrics
+        self.calibration = calibration
 
     def score(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Returns label -> logits [B]."""
         scores = score_in_blocks(self.model.score, batch)  # type: ignore[arg-type]
+        for label, curve in self.calibration.items():
+            scores[label] = torch.from_numpy(curve.logits(scores[label].cpu().numpy())).float()
         for metric in self.metrics.values():
             metric.update(scores, batch)
         return scores

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fullrank.config import to_dict
 from fullrank.model import list_models, model_class
+from fullrank.workflow.calibration import effect_lines
 from fullrank.workflow.console import console, preparing, table
 from fullrank.workflow.recipe import list_recipes, load_recipe
 from fullrank.workflow.run import RunOptions, train_run
@@ -78,7 +79,7 @@ def show_result(result: dict[str, Any]) -> None:
     title = f"{result['recipe']}: test split of {result['dataset']}"
     heading = ["metric", "value", "low", "high", "published", *(["popularity alone"] * bool(alone))]
     table(title, heading, [row[: len(heading)] for row in rows])
-    for note in result["notes"]:
+    for note in [*result["notes"], *effect_lines(result.get("calibration", {}))]:
         console.print(f"note: {note}", markup=False)
     for verdict in result.get("verdicts", []):
         console.print(f"- {verdict}", markup=False)
