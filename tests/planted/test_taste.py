@@ -19,7 +19,7 @@ from fullrank.schema import Categorical, Label, Schema, Sequence, Table
 from fullrank.testing import area_under_curve, fit, random_batch
 
 KINDS, EACH, LONGEST = 4, 5, 8
-READ_THE_PAST = ("dien", "din", "fedin", "sim", "tokenformer")
+READ_THE_PAST = ("dien", "din", "fedin", "sim", "tokenformer", "two_tower")
 SCHEMA = Schema(
     tables=(Table("users", 6), Table("items", 1 + KINDS * EACH)),
     fields=(Categorical("user", "users", "user"), Categorical("item", "items", "item")),
