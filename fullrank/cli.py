@@ -266,12 +266,18 @@ class Export(Command):
     """Where to write."""
     format: Literal["artifact", "torch-export"] = "artifact"
     """An artefact folder, or one .pt2 file of the model alone, equal to eager scores to 1e-6."""
+    calibrate: Literal["none", "auto", "platt", "isotonic"] = "none"
+    """Fit served probabilities on validation rows of the run; auto leaves healthy ones alone."""
+    negative_rate: float = 1.0
+    """Share of the negatives that were kept when the log was thinned out, corrected for."""
 
     def run(self) -> dict[str, Any]:
         """Runs the command."""
         from fullrank.workflow.apply import export_command
+        from fullrank.workflow.calibration import Calibrate
 
-        return export_command(self.source, self.out, self.format)
+        how = Calibrate(method=self.calibrate, negative_rate=self.negative_rate)
+        return export_command(self.source, self.out, self.format, how)
 
 
 @dataclass(frozen=True, kw_only=True)

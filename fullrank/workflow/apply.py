@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +26,16 @@ from fullrank.errors import ArtifactError, ConfigError, EmptyInputError
 from fullrank.evaluate.popularity import popularity_line
 from fullrank.serve.artifact import Artifact
 from fullrank.serve.predictor import Predictor
+from fullrank.workflow.calibration import Calibrate, effect_lines, effects, uncorrected
 from fullrank.workflow.console import console, table
 from fullrank.workflow.data import DataOptions, refusing_broken
 from fullrank.workflow.folder import RunFolder
 from fullrank.workflow.popularity import popularity_alone
-from fullrank.workflow.run import intervals, measure
+from fullrank.workflow.run import fitted, intervals, measure
 
 _CHUNK_ROWS = 65536
 _SHOWN_ROWS = 10
+_AS_IT_IS = Calibrate()
 _WRITERS: dict[str, Callable[[Path, pa.Schema], Any]] = {
     ".parquet": pq.ParquetWriter,
     ".pq": pq.ParquetWriter,
@@ -47,19 +50,25 @@ def artifact_folder(folder: Path) -> Path:
 
 
 def evaluate_command(folder: Path, file: Path | None, options: DataOptions) -> dict[str, Any]:
-    """Measures an artefact on the test split of its run, or on a file with labels."""
+    """Measures what an artefact serves, on the test split of its run or on a file with labels.
+
+    The correction for thinned-out negatives is left out on the test split, which is thinned out
+    too, and made on a file.
+    """
     predictor = Predictor.load(artifact_folder(folder))
     schema = predictor.artifact.schema
+    curves = predictor.artifact.calibration
     alone: dict[str, float] = {}
     if file is None:
         prepared = Prepared.open(RunFolder(folder).prepared())
         _require_same(predictor.artifact, prepared)
         batches: Iterator[Batch] = prepared.splits["test"].batches()
+        curves = uncorrected(curves)  # its negatives are thinned out as those of the fit were
         alone = popularity_alone(prepared).get("test", {})
     else:
         batches = _encoded(predictor, _read(predictor.artifact, file, options, labels=True))
     with refusing_broken(file or folder):
-        values, scores = measure(predictor.model, batches, schema)
+        values, scores = measure(predictor.model, batches, schema, curves)
     interval = intervals(scores)
     rows = [[name, value, *interval.get(name, [None, None])] for name, value in values.items()]
     table(f"{folder} on {file or 'its test split'}", ["metric", "value", "low", "high"], rows)
@@ -69,14 +78,20 @@ def evaluate_command(folder: Path, file: Path | None, options: DataOptions) -> d
 
 
 def export_command(
-    source: Path, out: Path, form: Literal["artifact", "torch-export"]
+    source: Path,
+    out: Path,
+    form: Literal["artifact", "torch-export"],
+    how: Calibrate = _AS_IT_IS,
 ) -> dict[str, Any]:
     """Writes an artefact, or its model as one exported program.
 
     Raises:
         ArtifactError: the source was changed, or exported scores differ from eager ones.
+        RunFolderError: calibration is asked for, and the source is no run with its data.
     """
     artifact = Artifact.load(artifact_folder(source))
+    if how != _AS_IT_IS:
+        artifact = _calibrated(artifact, source, how)
     if form == "artifact":
         artifact.save(out)
     else:
@@ -191,6 +206,22 @@ def _require_same(artifact: Artifact, prepared: Prepared) -> None:
             expected=f"featurizer {mine}",
             fix="train again on the new data, or measure a file of raw rows with --file",
         )
+
+
+def _calibrated(artifact: Artifact, source: Path, how: Calibrate) -> Artifact:
+    """Returns the artefact with calibration fitted on the validation split of its run."""
+    prepared = Prepared.open(RunFolder(source).prepared())
+    _require_same(artifact, prepared)
+    how.require_unweighted(artifact.featurizer)
+    model = artifact.build()
+    found = fitted(model, prepared, how)
+    _, scores = measure(model, prepared.splits["test"].batches(), artifact.schema)
+    test = prepared.splits["test"].batches()
+    metrics, _ = measure(model, test, artifact.schema, uncorrected(found.curves))
+    lines = effect_lines(effects(scores, found))
+    for line in lines or ["calibration: the validation rows show nothing to heal"]:
+        console.print(line, markup=False)
+    return replace(artifact, calibration=found.curves, metrics=metrics)
 
 
 def _export_program(artifact: Artifact, out: Path) -> None:

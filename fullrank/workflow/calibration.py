@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -60,20 +60,38 @@ class Calibrate:
         )
 
 
-def calibrators(scores: Scores, how: Calibrate, schema: Schema) -> dict[str, Calibrator]:
-    """Returns what each label needs, fitted on held-out scores; a healthy label is absent.
+@dataclass(frozen=True)
+class Fitted:
+    """What the labels of a model need.
+
+    Args:
+        curves: label -> its calibrator; a healthy label is absent.
+        refused: label -> why it cannot be calibrated.
+    """
+
+    curves: Mapping[str, Calibrator] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def calibrators(scores: Scores, how: Calibrate, schema: Schema) -> Fitted:
+    """Fits calibrators on held-out scores, label by label.
 
     A label that cannot be calibrated, because it never happens or its scores run against it, is
-    served as it is: a finished training is not thrown away for it. `effects` says so.
+    served as it is: a finished training is not thrown away for it.
     """
     found: dict[str, Calibrator] = {}
+    refused: dict[str, str] = {}
     for label in schema.labels:
-        curve, _ = _fitted(scores, label.name, how)
+        try:
+            rows = scores.rows(label.name)
+            curve = choose(rows) if how.method == "auto" else fit(how.method, rows)
+        except (EmptyInputError, MetricUndefinedError) as cause:
+            curve, refused[label.name] = Calibrator(), f"{cause.what} ({cause.found})"
         if label.given == "impression":  # negatives of a conversion are clicks, which all stay
             curve = curve.correct_sampling(how.negative_rate)
         if curve != Calibrator():
             found[label.name] = curve
-    return found
+    return Fitted(found, refused)
 
 
 def uncorrected(curves: Mapping[str, Calibrator]) -> dict[str, Calibrator]:
@@ -81,34 +99,27 @@ def uncorrected(curves: Mapping[str, Calibrator]) -> dict[str, Calibrator]:
     return {label: curve.correct_sampling(1.0) for label, curve in curves.items()}
 
 
-def _fitted(scores: Scores, label: str, how: Calibrate) -> tuple[Calibrator, str]:
-    """Returns a curve, or the bare one and why."""
-    try:
-        rows = scores.rows(label)
-        return (choose(rows) if how.method == "auto" else fit(how.method, rows)), ""
-    except (EmptyInputError, MetricUndefinedError) as cause:
-        return Calibrator(), f"{cause.what} ({cause.found})"
-
-
-def effects(scores: Scores, curves: Mapping[str, Calibrator]) -> dict[str, Any]:
+def effects(scores: Scores, fitted: Fitted) -> dict[str, Any]:
     """Measures calibration on rows that nothing was fitted on.
 
     Args:
         scores: of the bare model, on the test split.
-        curves: of `calibrators`. The correction for sampled negatives is left out of the
+        fitted: of `calibrators`. The correction for sampled negatives is left out of the
             measurement, since these rows are sampled too.
 
     Returns:
-        label -> "method", "negative_rate", "before" and, where there is a curve, "after"; each
-        with log-loss, calibration error and the reliability table.
+        label -> "method", "negative_rate", "refused" where it could not be fitted, "before" and,
+        where there is a curve, "after": log-loss, calibration error and the reliability table.
     """
     found: dict[str, Any] = {}
     for label in scores.logits:
         rows = scores.rows(label)
         if not float(rows.weight.sum()):
             continue
-        curve = curves.get(label, Calibrator())
+        curve = fitted.curves.get(label, Calibrator())
         found[label] = {"method": curve.method, "negative_rate": curve.negative_rate}
+        if label in fitted.refused:
+            found[label]["refused"] = fitted.refused[label]
         found[label]["before"] = _measured(rows)
         if curve.method != "none":
             z = torch.from_numpy(curve.correct_sampling(1.0).logits(rows.score.numpy()))
@@ -130,7 +141,7 @@ def _measured(rows: Rows) -> dict[str, Any]:
 
 
 def effect_lines(found: Mapping[str, Any]) -> list[str]:
-    """Returns a sentence per calibrated label."""
+    """Returns a sentence per label that was calibrated, or could not be."""
     lines = []
     for label, of in found.items():
         rate = f"; then for {of['negative_rate']:g} of the negatives" * (of["negative_rate"] != 1)
@@ -141,8 +152,8 @@ def effect_lines(found: Mapping[str, Any]) -> list[str]:
                 f"error {before['ece_mass']:.4f} to {after['ece_mass']:.4f}, log-loss "
                 f"{before['logloss']:.4f} to {after['logloss']:.4f} on test rows{rate}"
             )
-        elif rate:
-            lines.append(f"label '{label}' not fitted{rate}")
+        elif rate or "refused" in of:
+            lines.append(f"label '{label}' not fitted: {of.get('refused', 'not asked for')}{rate}")
     return lines
 
 

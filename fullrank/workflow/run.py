@@ -32,7 +32,7 @@ from fullrank.serve.artifact import Artifact, versions
 from fullrank.train.loop import train
 from fullrank.train.state import has_state, load_state
 from fullrank.workflow.assets import make_assets, read_assets, unused_rows, write_assets
-from fullrank.workflow.calibration import Calibrate, calibrators, effects, uncorrected
+from fullrank.workflow.calibration import Calibrate, Fitted, calibrators, effects, uncorrected
 from fullrank.workflow.data import DataOptions, open_data
 from fullrank.workflow.diagnosis import diagnose_model, training_monitor
 from fullrank.workflow.folder import RunFolder, write_json
@@ -231,11 +231,11 @@ def measured(
         "notes": list(data.notes),
         "claim": to_dict(recipe.claim),
     }
-    curves = fitted(model, data, recipe.calibrate)
-    result["calibration"] = effects(scores, curves)
-    if curves:
+    found = fitted(model, data, recipe.calibrate)
+    result["calibration"] = effects(scores, found)
+    if found.curves:
         batches = data.splits["test"].batches(_VALID_ROWS)
-        metrics, _ = measure(model, batches, data.schema, uncorrected(curves))
+        metrics, _ = measure(model, batches, data.schema, uncorrected(found.curves))
     artifact = Artifact(
         model=recipe.model,
         config=recipe.config,
@@ -243,7 +243,7 @@ def measured(
         weights=model.state_dict(),
         assets=assets,
         metrics=metrics,
-        calibration=curves,
+        calibration=found.curves,
         provenance={
             "recipe": recipe.to_dict(),
             "notes": list(data.notes),
@@ -255,10 +255,10 @@ def measured(
     return result
 
 
-def fitted(model: nn.Module, data: Prepared, how: Calibrate) -> dict[str, Calibrator]:
+def fitted(model: nn.Module, data: Prepared, how: Calibrate) -> Fitted:
     """Returns the calibration of a model, fitted on the validation split."""
     if how == Calibrate():
-        return {}
+        return Fitted()
     _, scores = measure(model, data.splits["valid"].batches(_VALID_ROWS), data.schema)
     return calibrators(scores, how, data.schema)
 
