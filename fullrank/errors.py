@@ -130,6 +130,41 @@ class FileAccessError(FullrankError):
     """A file or folder cannot be read or written: permissions, or a file where a folder belongs."""
 
 
+class RequestError(FullrankError):
+    """A request to the server cannot be answered as it stands; asking again changes nothing.
+
+    Args:
+        status: of HTTP, from 400 to 499; the others as in FullrankError.
+    """
+
+    def __init__(
+        self, what: str, *, status: int = 422, where: str, found: str, expected: str, fix: str
+    ) -> None:
+        super().__init__(what, where=where, found=found, expected=expected, fix=fix)
+        self.status = status
+
+
+class OverloadedError(FullrankError):
+    """The server has more to do than it can do in time; asking again later may help.
+
+    Args:
+        retry_seconds: when to ask again; the others as in FullrankError.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        retry_seconds: int = 1,
+        where: str,
+        found: str,
+        expected: str,
+        fix: str,
+    ) -> None:
+        super().__init__(what, where=where, found=found, expected=expected, fix=fix)
+        self.retry_seconds = retry_seconds
+
+
 class ExtraMissingError(FullrankError):
     """An optional library is needed for this and is not installed."""
 

@@ -62,12 +62,16 @@ class Predictor:
             DataFormatError: a number is NaN or infinite, or a column has another type than the
                 spec says.
         """
+        return calibrated(self.logits(self.encode(rows)), self.artifact.calibration)
+
+    def encode(self, rows: pa.Table | pl.DataFrame) -> Batch:
+        """Encodes raw rows without their labels; see `score` for what is refused."""
         frame = pl.from_arrow(rows) if isinstance(rows, pa.Table) else rows
         assert isinstance(frame, pl.DataFrame)
         labels = [t.name for t in self.artifact.featurizer.spec.targets()]
         served = frame.drop(labels, strict=False)
         try:
-            batch = self.artifact.featurizer(served)
+            return self.artifact.featurizer(served)
         except pl.exceptions.PolarsError as cause:
             raise DataFormatError(
                 "raw rows cannot be encoded",
@@ -76,7 +80,6 @@ class Predictor:
                 expected="columns of the types that the spec says",
                 fix="convert the column before it is scored",
             ) from cause
-        return calibrated(self.logits(batch), self.artifact.calibration)
 
     def score_batches(
         self, rows: pl.LazyFrame, chunk_rows: int = 65536

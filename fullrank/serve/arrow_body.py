@@ -1,0 +1,157 @@
+"""Arrow bodies: one IPC stream of rows, or two in a row, from whoever sends them.
+
+Nothing about a stream is trusted: compressed buffers are refused before they are read, because a
+few bytes may say that they stand for gigabytes; types are held to a short list; and every offset is
+checked before a value is looked at.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from fullrank.errors import RequestError
+from fullrank.serve.problem import shown
+from fullrank.serve.wire import too_many
+
+MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+_RECORD_BATCH, _DICTIONARY_BATCH = 3, 2  # of MessageHeader in Arrow's Message.fbs
+_MOST_COLUMNS = 10_000
+
+
+def read_streams(body: bytes, streams: int, max_rows: int) -> list[pl.DataFrame]:
+    """Reads a body of Arrow IPC streams.
+
+    Args:
+        body: of the request.
+        streams: how many stand in it, one after the other.
+        max_rows: of each.
+
+    Raises:
+        RequestError: the body is broken, compressed, of other types, or too long.
+    """
+    try:
+        ends = _ends(body, streams)
+        return [_frame(body[a:b], max_rows) for a, b in zip([0, *ends], ends, strict=False)]
+    except (
+        pa.ArrowException,
+        pl.exceptions.PolarsError,
+        ValueError,
+        OSError,
+        struct.error,
+    ) as cause:
+        raise _broken(str(cause).splitlines()[0] if str(cause) else type(cause).__name__) from cause
+
+
+def write_stream(columns: dict[str, Any], metadata: dict[str, str]) -> bytes:
+    """Returns columns of equal length as one IPC stream."""
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    whole: bytes = sink.getvalue().to_pybytes()
+    return whole
+
+
+def _ends(body: bytes, streams: int) -> list[int]:
+    """Returns where each stream ends, having looked at every message, but not into it."""
+    source, ends = pa.BufferReader(body), []
+    for _ in range(streams):
+        reader = pa.ipc.MessageReader.open_stream(source)
+        while (message := _next(reader)) is not None:
+            if _is_compressed(message.metadata.to_pybytes()):
+                raise _broken("compressed buffers")
+        ends.append(source.tell())
+    if source.tell() != len(body):
+        raise _broken(f"{len(body) - source.tell():,} bytes after the last stream")
+    return ends
+
+
+def _next(reader: Any) -> Any:
+    try:
+        return reader.read_next_message()
+    except StopIteration:
+        return None
+
+
+def _frame(stream: bytes, max_rows: int) -> pl.DataFrame:
+    with pa.ipc.open_stream(stream) as reader:
+        names = reader.schema.names
+        if len(set(names)) != len(names) or len(names) > _MOST_COLUMNS:
+            raise _broken("column names that are not distinct, or too many columns")
+        for field in reader.schema:
+            if not _is_readable(field.type):
+                raise _broken(f"column '{shown(field.name, 40)}' of type {shown(field.type, 40)}")
+        batches, rows = [], 0
+        for batch in reader:
+            rows += batch.num_rows
+            if rows > max_rows:
+                raise too_many("the body", f"{rows:,} or more", max_rows)
+            batch.validate(full=True)
+            batches.append(batch)
+        frame = pl.from_arrow(pa.Table.from_batches(batches, reader.schema))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _is_readable(kind: pa.DataType) -> bool:
+    t = pa.types
+    if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
+        return not t.is_nested(kind.value_type) and _is_readable(kind.value_type)
+    if t.is_dictionary(kind):
+        return bool(t.is_string(kind.value_type) or t.is_large_string(kind.value_type))
+    plain = (t.is_boolean, t.is_integer, t.is_floating, t.is_string, t.is_large_string, t.is_null)
+    return any(test(kind) for test in plain)
+
+
+def _is_compressed(message: bytes) -> bool:
+    """Tells from the flatbuffer of a message whether its buffers are compressed.
+
+    Message: field 1 is the type of the header, field 2 the header. DictionaryBatch: field 1 is a
+    RecordBatch. RecordBatch: field 3 is the compression, absent where there is none.
+    """
+    root = struct.unpack_from("<I", message, 0)[0]
+    kind_at, header = _field(message, root, 1), _field(message, root, 2)
+    if not kind_at or not header:
+        return False
+    kind, table = message[kind_at], _follow(message, header)
+    if kind == _DICTIONARY_BATCH:
+        data = _field(message, table, 1)
+        if not data:
+            return False
+        table = _follow(message, data)
+    elif kind != _RECORD_BATCH:
+        return False
+    return _field(message, table, 3) != 0
+
+
+def _field(message: bytes, table: int, number: int) -> int:
+    """Returns where a field of a flatbuffer table lies, or 0 where it is absent."""
+    shared = table - struct.unpack_from("<i", message, table)[0]
+    if shared < 0:
+        raise _broken("a message that points outside of itself")
+    size = struct.unpack_from("<H", message, shared)[0]
+    place = 4 + 2 * number
+    if place + 2 > size:
+        return 0
+    offset: int = struct.unpack_from("<H", message, shared + place)[0]
+    return table + offset if offset else 0
+
+
+def _follow(message: bytes, at: int) -> int:
+    place: int = at + struct.unpack_from("<I", message, at)[0]
+    return place
+
+
+def _broken(found: str) -> RequestError:
+    return RequestError(
+        "the Arrow body cannot be read",
+        status=400,
+        where="the body",
+        found=shown(found),
+        expected="IPC streams of plain columns, not compressed",
+        fix="write them with pyarrow.ipc.new_stream and its default options",
+    )

@@ -1,0 +1,205 @@
+"""Batching: requests that wait at the same time share one forward pass.
+
+While the model is busy, requests gather; when it is free, it takes as many as fit, in the order in
+which they came. An idle server therefore answers at once, and a busy one in ever larger batches,
+without a waiting time to tune. What cannot be done before its deadline is refused on arrival.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from fullrank.batch import Batch
+from fullrank.errors import OverloadedError
+from fullrank.serve.engine import concatenated
+
+Scores = dict[str, np.ndarray]
+_NEWEST = 0.2  # weight of the newest measurement of the pace
+
+
+class Scorer(Protocol):
+    """What a Batcher asks of an engine."""
+
+    def score(self, batch: Batch) -> Scores:
+        """Returns label -> probabilities [B]."""
+        ...
+
+    def seconds(self, rows: int) -> float:
+        """Returns how long so many rows took on a quiet machine."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchingConfig:
+    """How requests wait.
+
+    Args:
+        max_batch: rows of one forward pass; a single request may be larger.
+        max_wait_ms: how long an idle model waits for company. It pays only where requests are tiny
+            and come in bursts.
+        queue_rows: rows that may wait; more are refused.
+        threads: of torch.
+    """
+
+    max_batch: int = 1024
+    max_wait_ms: float = 0.0
+    queue_rows: int = 20_000
+    threads: int = 1
+
+
+@dataclass(eq=False)
+class _Job:
+    batch: Batch
+    deadline: float  # by the clock of the event loop
+    answer: asyncio.Future[Scores]
+
+
+class Batcher:
+    """One model on one thread, and the requests that wait for it.
+
+    Args:
+        scorer: scores batches.
+        config: limits.
+        seen: is told the rows and seconds of every forward pass.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        config: BatchingConfig,
+        seen: Callable[[int, float], None] = lambda rows, seconds: None,
+    ) -> None:
+        self.scorer, self.config, self._seen = scorer, config, seen
+        self.waiting_rows = 0
+        self._running_rows = 0
+        self._pace = 1.0  # seconds that a batch takes / seconds that it took on a quiet machine
+        self._jobs: deque[_Job] = deque()
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._pool = ThreadPoolExecutor(
+            1, "scoring", initializer=torch.set_num_threads, initargs=(config.threads,)
+        )
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def require_room(self, rows: int, deadline: float) -> None:
+        """Refuses rows that would not be scored in time.
+
+        Args:
+            rows: of a request; 0 asks whether there is any point in reading one.
+            deadline: by the clock of the event loop.
+
+        Raises:
+            OverloadedError: with the seconds until there may be room.
+        """
+        ahead = self.waiting_rows + self._running_rows
+        wait = self._pace * self.scorer.seconds(ahead + rows)
+        now = asyncio.get_running_loop().time()
+        full = self.waiting_rows and self.waiting_rows + rows > self.config.queue_rows
+        if full or now + wait > deadline:
+            raise OverloadedError(
+                "the server is too busy for this request",
+                retry_seconds=max(1, math.ceil(self._pace * self.scorer.seconds(ahead))),
+                where="the queue",
+                found=f"{ahead:,} rows ahead, {wait * 1e3:,.0f} ms of work with this request",
+                expected=f"{max(0.0, deadline - now) * 1e3:,.0f} ms of work",
+                fix="ask again later, with fewer rows, or with a longer deadline",
+            )
+
+    async def submit(self, batch: Batch, deadline: float) -> Scores:
+        """Scores a batch, together with whatever else waits.
+
+        Args:
+            batch: rows of one request.
+            deadline: by the clock of the event loop.
+
+        Raises:
+            OverloadedError: it would not be, or was not, scored before its deadline.
+        """
+        self.require_room(len(batch), deadline)
+        job = _Job(batch, deadline, asyncio.get_running_loop().create_future())
+        self._jobs.append(job)
+        self.waiting_rows += len(batch)
+        self._wake.set()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await job.answer
+        except TimeoutError as cause:
+            raise OverloadedError(
+                "the request was not scored in time",
+                where="the queue",
+                found=f"{len(batch):,} rows that waited until their deadline",
+                expected="an answer before the deadline",
+                fix="ask again later, with fewer rows, or with a longer deadline",
+            ) from cause
+
+    async def close(self) -> None:
+        """Ends after every request that waits has been answered."""
+        self._closing = True
+        self._wake.set()
+        await self._task
+        self._pool.shutdown()
+
+    async def _run(self) -> None:
+        while self._jobs or not self._closing:
+            if not self._jobs:
+                self._wake.clear()
+                await self._wake.wait()
+                await self._gather()
+            if jobs := self._taken():
+                await self._answer(jobs)
+
+    async def _gather(self) -> None:
+        """Waits for company after the first request."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.config.max_wait_ms / 1e3
+        await asyncio.sleep(0)  # requests that were read in the same turn arrive now
+        while (left := until - loop.time()) > 0 and self.waiting_rows < self.config.max_batch:
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), left)
+
+    def _taken(self) -> list[_Job]:
+        """Takes the oldest requests that fit into one forward pass and still have time."""
+        now, rows, jobs = asyncio.get_running_loop().time(), 0, list[_Job]()
+        while self._jobs and (not jobs or rows + len(self._jobs[0].batch) <= self.config.max_batch):
+            job = self._jobs.popleft()
+            self.waiting_rows -= len(job.batch)
+            if not job.answer.done() and job.deadline > now:
+                jobs.append(job)
+                rows += len(job.batch)
+        self._running_rows = rows
+        return jobs
+
+    async def _answer(self, jobs: list[_Job]) -> None:
+        loop, rows = asyncio.get_running_loop(), self._running_rows
+        began = perf_counter()
+        scored = await asyncio.gather(
+            loop.run_in_executor(self._pool, self._scored, jobs), return_exceptions=True
+        )
+        seconds = perf_counter() - began
+        self._running_rows = 0
+        self._pace += _NEWEST * (seconds / self.scorer.seconds(rows) - self._pace)
+        self._seen(rows, seconds)
+        start = 0
+        for job in jobs:
+            part = slice(start, start := start + len(job.batch))
+            if job.answer.done():  # its deadline passed meanwhile
+                continue
+            if isinstance(scored[0], BaseException):
+                job.answer.set_exception(scored[0])
+            else:
+                job.answer.set_result({n: x[part] for n, x in scored[0].items()})
+
+    def _scored(self, jobs: list[_Job]) -> Scores:
+        return self.scorer.score(concatenated([job.batch for job in jobs]))
