@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command runs, so `--help` answers at once.
 """
 
+# One class per command, each no more than its settings and their help: longer than it is intricate.
 from __future__ import annotations
 
 import contextlib
@@ -263,9 +264,9 @@ class Export(Command):
     source: Positional[Path]
     """A run folder or an artefact folder."""
     out: Positional[Path]
-    """Where to write."""
-    format: Literal["artifact", "torch-export"] = "artifact"
-    """An artefact folder, or one .pt2 file of the model alone, equal to eager scores to 1e-6."""
+    """An artefact folder; a name that ends with .pt2 or .onnx is a program alone."""
+    format: Literal["artifact", "torch-export", "onnx"] = "artifact"
+    """A program to add for other engines, equal to eager scores to 1e-6."""
     calibrate: Literal["none", "auto", "platt", "isotonic"] = "none"
     """Fit served probabilities on validation rows of the run; auto leaves healthy ones alone."""
     negative_rate: float = 1.0
@@ -282,20 +283,72 @@ class Export(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(RowsCommand):
-    """Score a file of raw rows of any length with an artefact."""
+    """Score a file of raw rows of any length with an artefact, or replay what it has served."""
 
     artifact: Positional[Path]
     """An artefact folder, or a run folder that has one."""
-    file: Positional[Path]
-    """CSV, Parquet or Arrow file of raw rows; labels are not needed."""
+    file: Positional[Path | None] = None
+    """CSV, JSON lines, Parquet or Arrow file of raw rows; labels are not needed."""
     out: Path | None = None
     """Parquet or CSV file for the rows with their probabilities; ten rows are shown without."""
+    check: Path | None = None
+    """Instead of a file: a shadow log, whose rows must replay to the bit. Exit code 1 if not."""
 
     def run(self) -> dict[str, Any]:
         """Runs the command."""
+        require(
+            (self.file is None) != (self.check is None) and not (self.out and self.check),
+            where="fullrank predict",
+            found=f"file {self.file}, --check {self.check}, --out {self.out}",
+            expected="a file of raw rows, with or without --out, or --check LOG alone",
+            fix="name one of them",
+        )
+        if self.check:
+            from fullrank.workflow.replay import check_command
+
+            return check_command(self.artifact, self.check)
         from fullrank.workflow.apply import predict_command
 
+        assert self.file is not None
         return predict_command(self.artifact, self.file, self.out, self.options())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(Command):
+    """Serve an artefact over HTTP: scores, rankings and auctions; see GET /openapi.json."""
+
+    artifact: Positional[Path]
+    """An artefact folder, or a run folder that has one; read again at SIGHUP and /v1/reload."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every network."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one and prints it."""
+    workers: int = 1
+    """Processes; one that dies is replaced."""
+    token_file: Path | None = None
+    """File with tokens, one a line: /v1 then asks for `Authorization: Bearer TOKEN`."""
+    max_batch: int = 1024
+    """Rows of one forward pass that requests share."""
+    max_wait_ms: float = 0.0
+    """How long an idle model waits for company."""
+    queue_rows: int = 20_000
+    """Rows that may wait; more are refused with status 429."""
+    max_rows: int = 5000
+    """Rows or candidates of one request."""
+    max_body_mb: float = 16.0
+    """Size of one request."""
+    deadline_ms: float = 1000.0
+    """When an answer is due; a request may say otherwise with ?deadline_ms=."""
+    threads: int = 1
+    """Threads of torch in each process."""
+    form: Literal["eager", "torch-export", "onnx"] = "eager"
+    """The model itself, or an exported form that the artefact holds."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.serving import serve_command
+
+        return serve_command(self)
 
 
 Data = (
@@ -315,6 +368,7 @@ AnyCommand = (
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Predict, subcommand("predict")]
+    | Annotated[Serve, subcommand("serve")]
 )
 
 

@@ -61,9 +61,8 @@ class Engine:
         self._score, self._values = score, ValueEncoder(self.featurizer)
 
         self.sizes = agreeing_sizes(score, self.artifact.schema)
-        self.score(
-            self.encode_rows(self.schema_example()["score"]["rows"])
-        )  # warm, and seen to work
+        self._seconds = block_seconds(score, self.artifact.schema, self.sizes)
+        self.score(self.encode_rows(self.schema_example()["score"]["rows"]))  # seen to work
 
     @classmethod
     def load(
@@ -159,7 +158,7 @@ class Engine:
             "calibrated": sorted(artifact.calibration),
             "metrics": dict(artifact.metrics),
             "provenance": dict(artifact.provenance),
-            "versions": versions(),
+            "versions": {name: str(version) for name, version in versions().items()},
             "schema_fingerprint": artifact.schema.fingerprint(),
             "max_rows": self.wire.max_rows,
             "example": self.schema_example(),

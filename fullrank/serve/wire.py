@@ -19,6 +19,7 @@ from fullrank.serve.problem import MOST_INPUT, shown
 from fullrank.serve.values import Values
 
 Scalar = str | int | float | bool | None
+Micros = Annotated[int, Meta(ge=0, le=10**15)]  # a thousand times as much still fits 64 bits
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -87,7 +88,10 @@ class Wire:
         if not any(f.required for f in msgspec.structs.fields(self.user)):
             user = ("user", self.user, msgspec.field(default_factory=self.user))
         rank = _body("RankRequest", [user, ("candidates", self._candidates)])
+        bids = ("bids_micros", Annotated[list[Micros], count])
+        auction = _body("AuctionRequest", [user, ("candidates", self._candidates), bids])
         self._score, self._rank = msgspec.json.Decoder(score), msgspec.json.Decoder(rank)
+        self._auction = msgspec.json.Decoder(auction)
 
     def _struct(self, name: str, own: Sequence[Column], free: Sequence[Column] = ()) -> Any:
         """Returns a type with the raw columns of `own`, and those of `free` as far as given."""
@@ -127,10 +131,16 @@ class Wire:
             RequestError: the body is no JSON, or not of this form; status 400, 413 or 422.
         """
         request = self._decoded(self._rank, body)
-        user = self._given([request.user], "user")
-        candidates = self._given(request.candidates, "candidates")
-        self.require_once(set(user.columns), set(candidates.columns))
-        return user, candidates
+        return self._two_sides([request.user], request.candidates)
+
+    def auction_request(self, body: bytes) -> tuple[Given, Given, list[int]]:
+        """Reads a ranking with {"bids_micros": [...]}, one for each candidate.
+
+        Raises:
+            RequestError: the body is no JSON, or not of this form; status 400, 413 or 422.
+        """
+        request = self._decoded(self._auction, body)
+        return *self._two_sides([request.user], request.candidates), request.bids_micros
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> Given:
         """Returns rows that are Python objects already, held to the same types."""
@@ -140,10 +150,11 @@ class Wire:
         self, user: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]
     ) -> tuple[Given, Given]:
         """Returns user and candidates that are Python objects already, as `rank_request` does."""
-        one = self._given([self._converted(user, self.user, "user")], "user")
-        many = self._given(
-            self._converted(candidates, self._candidates, "candidates"), "candidates"
-        )
+        one = self._converted(user, self.user, "user")
+        return self._two_sides([one], self._converted(candidates, self._candidates, "candidates"))
+
+    def _two_sides(self, user: Sequence[Any], candidates: Sequence[Any]) -> tuple[Given, Given]:
+        one, many = self._given(user, "user"), self._given(candidates, "candidates")
         self.require_once(set(one.columns), set(many.columns))
         return one, many
 

@@ -1,0 +1,323 @@
+"""App: the endpoints, over an engine that can be swapped while requests run.
+
+    POST /v1/score   rows                     POST /v1/reload   swap the artefact
+    POST /v1/rank    one user, candidates     GET  /v1/model    what is served, with examples
+    POST /v1/auction bids on a ranking        GET  /healthz /readyz /metrics /openapi.json
+
+A request keeps the engine that it was read with until it is answered, so that a swap drops nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import numpy as np
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from fullrank.batch import Batch
+from fullrank.errors import FullrankError, OverloadedError, RequestError
+from fullrank.serve import arrow_body, metrics, problem
+from fullrank.serve.ask import Query, read_body, require_token
+from fullrank.serve.auction import AuctionRules, run_auction
+from fullrank.serve.batching import Scores
+from fullrank.serve.openapi import openapi
+from fullrank.serve.service import Service, Serving
+from fullrank.serve.watch import Watched
+
+JSON = "application/json"
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Endpoints:
+    """The endpoints of one service.
+
+    Args:
+        service: engine, limits and numbers of this process.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def score(self, request: Request) -> Response:
+        """POST /v1/score: probabilities of rows."""
+        query = Query(request, ("deadline_ms",))
+        with self.service.lease() as serving:
+            return await self._score(request, query, serving)
+
+    async def _score(self, request: Request, query: Query, serving: Serving) -> Response:
+        body = await self._body(request, query, serving)
+        if is_arrow := _sends_arrow(request):
+            frame = arrow_body.read_streams(body, 1, serving.engine.wire.max_rows)[0]
+            batch = serving.engine.encode_rows(frame)
+        else:
+            batch = serving.engine.encode_rows(serving.engine.wire.score_request(body))
+        scores = await self._scored(serving, batch, query, "score")
+        model = serving.engine.fingerprint
+        if _wants_arrow(request, is_arrow):
+            return _arrow(dict(scores), model)
+        return _json({"model": model, "scores": {n: x.tolist() for n, x in scores.items()}})
+
+    async def rank(self, request: Request) -> Response:
+        """POST /v1/rank: the candidates of one user, best first."""
+        query = Query(request, ("deadline_ms", "label", "top"))
+        with self.service.lease() as serving:
+            return await self._rank(request, query, serving)
+
+    async def _rank(self, request: Request, query: Query, serving: Serving) -> Response:
+        body = await self._body(request, query, serving)
+        engine = serving.engine
+        label = query.choice("label", engine.labels)
+        if is_arrow := _sends_arrow(request):
+            user, candidates = arrow_body.read_streams(body, 2, engine.wire.max_rows)
+            batch = engine.encode_rank(user, candidates)
+        else:
+            batch = engine.encode_rank(*engine.wire.rank_request(body))
+        top = query.whole("top", 1, engine.wire.max_rows, engine.wire.max_rows)
+        scores = await self._scored(serving, batch, query, "rank")
+        order = np.argsort(-scores[label], kind="stable")[:top]  # ties: by order of arrival
+        best = {n: x[order] for n, x in scores.items()}
+        if _wants_arrow(request, is_arrow):
+            return _arrow({"candidate": order.astype(np.int32), **best}, engine.fingerprint)
+        plain = {n: x.tolist() for n, x in best.items()}
+        return _json(
+            {
+                "model": engine.fingerprint,
+                "label": label,
+                "order": order.tolist(),
+                "scores": plain,
+            }
+        )
+
+    async def auction(self, request: Request) -> Response:
+        """POST /v1/auction: slots and prices for bids on the candidates of one user."""
+        names = ("deadline_ms", "label", "pricing", "slots", "reserve_micros")
+        query = Query(request, names)
+        with self.service.lease() as serving:
+            return await self._auction(request, query, serving)
+
+    async def _auction(self, request: Request, query: Query, serving: Serving) -> Response:
+        body = await self._body(request, query, serving)
+        engine = serving.engine
+        label = query.choice("label", engine.labels)
+        rules = AuctionRules(
+            pricing=query.choice("pricing", ("second", "first")),  # type: ignore[arg-type]
+            slots=query.whole("slots", 1, engine.wire.max_rows, 1),
+            reserve_micros=query.whole("reserve_micros", 0, 10**18, 0),
+        )
+        user, candidates, bids = engine.wire.auction_request(body)
+        scores = await self._scored(serving, engine.encode_rank(user, candidates), query, "auction")
+        awards = run_auction(bids, scores[label].tolist(), rules)
+        return _json(
+            {
+                "model": engine.fingerprint,
+                "label": label,
+                "awards": [
+                    {n: getattr(a, n) for n in a.__slots__} | {"probability": float(p)}
+                    for a in awards
+                    for p in [scores[label][a.candidate]]
+                ],
+            }
+        )
+
+    async def retrieve(self, request: Request) -> Response:
+        """POST /v1/retrieve: the best items of the index; this artefact has none."""
+        raise RequestError(
+            "this artefact has no item index",
+            status=404,
+            where="/v1/retrieve",
+            found="no index",
+            expected="an artefact with an index",
+            fix="build one with `fullrank index ARTIFACT ITEMS`",
+        )
+
+    async def reload(self, request: Request) -> Response:
+        """POST /v1/reload: loads the artefact folder again and swaps it in, if it is sound."""
+        Query(request, ())
+        if not self.service.tokens:
+            raise RequestError(
+                "reloading over HTTP needs a token",
+                status=403,
+                where="/v1/reload",
+                found="a server without --token-file",
+                expected="a server with one",
+                fix="send the process SIGHUP, or start it with --token-file",
+            )
+        await read_body(request, self.service)
+        return _json(await self.service.reload())
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/model: what is served."""
+        return _json(self.service.serving.engine.describe())
+
+    async def document(self, request: Request) -> Response:
+        """GET /openapi.json: these endpoints, with types and examples of this artefact."""
+        return _json(openapi(self.service.serving.engine, bool(self.service.tokens)))
+
+    async def healthy(self, request: Request) -> Response:
+        """GET /healthz: the process answers."""
+        return _json({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """GET /readyz: an artefact is loaded and warm."""
+        return _json({"status": "ready", "model": self.service.serving.engine.fingerprint})
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics: numbers of all workers."""
+        return Response(metrics.render(self.service.snapshots()), media_type=metrics.MEDIA_TYPE)
+
+    async def _body(self, request: Request, query: Query, serving: Serving) -> bytes:
+        """Reads a body, unless it is clear beforehand that there is no time for it."""
+        _require_readable(request)
+        serving.batcher.require_room(0, query.deadline(self.service.limits.deadline_ms))
+        return await read_body(request, self.service)
+
+    async def _scored(self, serving: Serving, batch: Batch, query: Query, path: str) -> Scores:
+        deadline = query.deadline(self.service.limits.deadline_ms)
+        scores = await serving.batcher.submit(batch, deadline)
+        for label, x in scores.items():
+            if not np.isfinite(x).all():
+                raise RequestError(
+                    "the model has no number for a row",
+                    where=f"row {int(np.argmin(np.isfinite(x)))}, label '{label}'",
+                    found="NaN",
+                    expected="numbers of the size that training saw",
+                    fix="correct the numbers of this row",
+                )
+        self.service.metrics.add("fullrank_rows_total", len(batch), path=path)
+        return scores
+
+
+def create_app(service: Service) -> Any:
+    """Returns the ASGI app of a service that is loaded already."""
+    ends = Endpoints(service)
+    posts = {
+        "/v1/score": ends.score,
+        "/v1/rank": ends.rank,
+        "/v1/retrieve": ends.retrieve,
+        "/v1/auction": ends.auction,
+        "/v1/reload": ends.reload,
+    }
+    gets = {
+        "/v1/model": ends.model,
+        "/openapi.json": ends.document,
+        "/healthz": ends.healthy,
+        "/readyz": ends.ready,
+        "/metrics": ends.metrics,
+    }
+    routes = [Route(p, _guarded(service, f), methods=["POST"]) for p, f in posts.items()]
+    routes += [Route(p, _guarded(service, f), methods=["GET"]) for p, f in gets.items()]
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={
+            FullrankError: _failed(service),
+            HTTPException: _not_found,
+            Exception: _broke,
+        },
+    )
+    return Watched(app, service, (*posts, *gets))
+
+
+def _guarded(service: Service, handler: Handler) -> Handler:
+    async def guarded(request: Request) -> Response:
+        if request.url.path.startswith("/v1/"):
+            require_token(request, service.tokens)
+        return await handler(request)
+
+    return guarded
+
+
+def _failed(service: Service) -> Any:
+    async def failed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, FullrankError)
+        headers = {}
+        if isinstance(error, OverloadedError):
+            headers["Retry-After"] = str(error.retry_seconds)
+        status = problem.status_of(error)
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return _problem(problem.problem(error, service.hidden), headers)
+
+    return failed
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    wrong_method = error.status_code == 405
+    allowed = (error.headers or {}).get("Allow", "")
+    members = problem.problem(
+        RequestError(
+            "this path has no such method" if wrong_method else "there is no such path",
+            status=error.status_code,
+            where=problem.shown(request.url.path),
+            found=problem.shown(request.method, 20),
+            expected=allowed or "a path of GET /openapi.json",
+            fix="see GET /openapi.json",
+        )
+    )
+    return _problem(members, dict(error.headers or {}))
+
+
+async def _broke(request: Request, error: Exception) -> Response:
+    """Says nothing about an error of ours; the log of the server has it all."""
+    return _problem({"type": "about:blank", "title": "Internal Server Error", "status": 500}, {})
+
+
+def _problem(members: dict[str, Any], headers: dict[str, str]) -> Response:
+    return Response(
+        problem.problem_body(members), members["status"], headers, media_type=problem.MEDIA_TYPE
+    )
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type=JSON)
+
+
+def _arrow(columns: dict[str, Any], model: str) -> Response:
+    return Response(
+        arrow_body.write_stream(columns, {"model": model}), media_type=arrow_body.MEDIA_TYPE
+    )
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+
+
+def _sends_arrow(request: Request) -> bool:
+    return _kind(request) == arrow_body.MEDIA_TYPE
+
+
+def _wants_arrow(request: Request, sends_arrow: bool) -> bool:
+    """An answer has the type that is asked for, else that of the request."""
+    accepted = request.headers.get("accept", "*/*").lower()
+    if arrow_body.MEDIA_TYPE in accepted:
+        return True
+    return sends_arrow and JSON not in accepted
+
+
+def _require_readable(request: Request) -> None:
+    kind, coding = _kind(request), request.headers.get("content-encoding", "identity")
+    arrow = request.url.path in ("/v1/score", "/v1/rank")
+    known = (JSON, arrow_body.MEDIA_TYPE) if arrow else (JSON,)
+    if kind not in known or coding.lower() != "identity":
+        raise RequestError(
+            "the body has a type that is not read here",
+            status=415,
+            where="Content-Type and Content-Encoding",
+            found=problem.shown(f"{kind}, {coding}"),
+            expected=" or ".join(known) + ", not compressed",
+            fix="send one of them",
+        )

@@ -1,0 +1,285 @@
+"""Service: the engine of one process, and how it is swapped while requests run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fullrank.errors import ArtifactError, FullrankError, RequestError
+from fullrank.serve.batching import Batcher, BatchingConfig
+from fullrank.serve.engine import MAX_ROWS, Engine
+from fullrank.serve.generations import Generations
+from fullrank.serve.metrics import Metrics, Snapshot
+
+log = logging.getLogger("fullrank.serve")
+
+_FOLLOW_SECONDS, _REPORT_EVERY = 0.25, 4  # a look at the current generation; a report each 4th
+_SWITCH_SECONDS = 30.0  # that a reload waits for the other workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request, and all together, may ask for.
+
+    Args:
+        max_rows: of a request.
+        max_body_bytes: of a request.
+        buffered_bytes: of all bodies that are being read.
+        body_seconds: until a body must have arrived.
+        deadline_ms: until an answer is due, unless the request says otherwise.
+    """
+
+    max_rows: int = MAX_ROWS
+    max_body_bytes: int = 16 << 20
+    buffered_bytes: int = 256 << 20
+    body_seconds: float = 10.0
+    deadline_ms: float = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig:
+    """What a process serves, and how.
+
+    Args:
+        artifact: folder; read again at every reload.
+        limits: of requests.
+        batching: how requests wait.
+        form: of the model: "eager", or an exported form.
+        runtime: folder that several workers share; None for a single one.
+    """
+
+    artifact: Path
+    limits: Limits = field(default_factory=Limits)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    form: str = "eager"
+    runtime: Path | None = None
+
+
+@dataclass(eq=False)
+class Serving:
+    """An engine and the requests that wait for it."""
+
+    engine: Engine
+    batcher: Batcher
+    leases: int = 0
+
+    async def retire(self) -> None:
+        """Ends when the last request that was read with this engine has been answered."""
+        while self.leases:
+            await asyncio.sleep(0.05)
+        await self.batcher.close()
+
+
+class Service:
+    """State of one process: engine, limits and numbers.
+
+    Args:
+        config: what to serve.
+        tokens: digests of the tokens that may ask; none means that all may.
+
+    Raises:
+        ArtifactError: the artefact is not sound.
+    """
+
+    serving: Serving
+
+    def __init__(self, config: ServiceConfig, tokens: tuple[bytes, ...] = ()) -> None:
+        self.config, self.tokens, self.limits = config, tokens, config.limits
+        self.metrics, self.buffered = Metrics(), 0
+        self.hidden = (str(config.artifact.resolve()), str(config.artifact))
+        self._generations = Generations(config.runtime) if config.runtime else None
+        self._generation = self._generations.current() if self._generations else ""
+        self._first = self._load(self._folder())
+        self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @contextmanager
+    def lease(self) -> Iterator[Serving]:
+        """Gives the engine of the moment, for as long as one request needs it."""
+        serving = self.serving
+        serving.leases += 1
+        try:
+            yield serving
+        finally:
+            serving.leases -= 1
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serves: batches are scored, SIGHUP reloads, other workers are followed."""
+        loop = asyncio.get_running_loop()
+        self.serving = self._serving(self._first)
+        signals = [s for s in ("SIGHUP",) if hasattr(signal, s)]
+        with suppress(ValueError, RuntimeError):  # only the main thread hears signals
+            for name in signals:
+                loop.add_signal_handler(getattr(signal, name), self._hangup)
+        follow = loop.create_task(self._follow()) if self._generations else None
+        log.info("serving %s (%s)", self._first.artifact.model, self._first.fingerprint)
+        try:
+            yield
+        finally:
+            with suppress(ValueError, RuntimeError):
+                for name in signals:
+                    loop.remove_signal_handler(getattr(signal, name))
+            if follow:
+                follow.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.serving.retire()
+            if self._generations:
+                self._generations.forget()
+
+    async def reload(self) -> dict[str, Any]:
+        """Loads, checks and warms the artefact folder, and swaps it in for all workers.
+
+        Raises:
+            RequestError: another reload is under way.
+            ArtifactError: the new artefact is not sound; the old one goes on being served.
+        """
+        if self._reloading.locked():
+            raise RequestError(
+                "another reload is under way",
+                status=409,
+                where="/v1/reload",
+                found="a reload that has not ended",
+                expected="one at a time",
+                fix="wait for it, then look at GET /v1/model",
+            )
+        async with self._reloading:
+            before = self.serving.engine.fingerprint
+            try:
+                engine, generation = await asyncio.to_thread(self._load_new)
+            except FullrankError as error:
+                self.metrics.add("fullrank_reloads_total", result="refused")
+                log.warning("kept %s: %s", before, str(error).replace("\n", ";"))
+                raise
+            self._switch(engine)
+            self.metrics.add("fullrank_reloads_total", result="swapped")
+            switched, workers = await self._others(generation)
+        return {
+            "before": before,
+            "model": engine.fingerprint,
+            "workers": workers,
+            "switched": switched,
+        }
+
+    def snapshots(self) -> dict[str, Snapshot]:
+        """Returns worker -> numbers, those of this process as they are now."""
+        self._measure()
+        mine = str(os.getpid())
+        found = {mine: self.metrics.snapshot()}
+        if self._generations:
+            reports = self._generations.reports()
+            found |= {p: r["metrics"] for p, r in reports.items() if p != mine}
+        return found
+
+    def _measure(self) -> None:
+        serving = self.serving
+        self.metrics.put("fullrank_queue_rows", serving.batcher.waiting_rows)
+        self.metrics.put("fullrank_buffered_bytes", self.buffered)
+        info = {"model": serving.engine.artifact.model, "fingerprint": serving.engine.fingerprint}
+        self.metrics.put("fullrank_model_info", 1, **info)
+
+    def _folder(self) -> Path:
+        if self._generations:
+            return self._generations.path(self._generation)
+        return self.config.artifact
+
+    def _load(self, folder: Path) -> Engine:
+        with _reading(folder):
+            return Engine.load(
+                folder, self.config.batching.threads, self.config.form, self.limits.max_rows
+            )
+
+    def _load_new(self) -> tuple[Engine, str]:
+        source = self.config.artifact
+        engine = self._load(source)
+        if not self._generations:
+            return engine, ""
+        with _reading(source):
+            name = self._generations.keep(source, engine.fingerprint)
+            self._generation = name  # before it is published, or this worker would follow itself
+            self._generations.publish(name)
+        return engine, name
+
+    def _serving(self, engine: Engine) -> Serving:
+        return Serving(engine, Batcher(engine, self.config.batching, self._batch_seen))
+
+    def _batch_seen(self, rows: int, seconds: float) -> None:
+        self.metrics.observe("fullrank_batch_rows", rows)
+        self.metrics.observe("fullrank_batch_seconds", seconds)
+
+    def _switch(self, engine: Engine) -> None:
+        old, self.serving = self.serving, self._serving(engine)
+        self._start(old.retire())
+        log.info("now serving %s (%s)", engine.artifact.model, engine.fingerprint)
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _hangup(self) -> None:
+        async def reload() -> None:
+            with suppress(FullrankError):  # the log says why
+                await self.reload()
+
+        self._start(reload())
+
+    async def _others(self, generation: str) -> tuple[int, int]:
+        """Waits for the other workers; returns how many serve this generation, of how many."""
+        if not self._generations:
+            return 1, 1
+        self._report()
+        until = asyncio.get_running_loop().time() + _SWITCH_SECONDS
+        while True:
+            reports = list(self._generations.reports().values())
+            switched = sum(r["generation"] == generation for r in reports)
+            if switched == len(reports) or asyncio.get_running_loop().time() > until:
+                return switched, len(reports)
+            await asyncio.sleep(0.1)
+
+    def _report(self) -> None:
+        assert self._generations
+        self._measure()
+        state = {"generation": self._generation, "metrics": self.metrics.snapshot()}
+        self._generations.report(state)
+
+    async def _follow(self) -> None:
+        """Serves whatever generation the workers agreed on, and reports."""
+        assert self._generations
+        turn, refused = 0, ""
+        while True:
+            name = self._generations.current()
+            if name not in (self._generation, refused):
+                try:
+                    engine = await asyncio.to_thread(self._load, self._generations.path(name))
+                    self._generation = name
+                    self._switch(engine)
+                    turn = 0
+                except FullrankError as error:
+                    refused = name
+                    log.warning("cannot follow: %s", str(error).replace("\n", ";"))
+            if turn % _REPORT_EVERY == 0:
+                self._report()
+            turn += 1
+            await asyncio.sleep(_FOLLOW_SECONDS)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as cause:
+        raise ArtifactError(
+            "an artefact cannot be read",
+            where=str(folder),
+            found=f"{type(cause).__name__}: {cause.strerror}",
+            expected="a folder that stays as it is while it is loaded",
+            fix="reload again when nothing writes to it",
+        ) from cause
