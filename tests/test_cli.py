@@ -216,7 +216,7 @@ def test_json_has_no_nan(capsys, monkeypatch):
         (["evaluate", "a", "--cache", "b"], "--cache"),  # it reads what the run was trained on
         (["data", "lst"], "list"),
         (["compare", "a", "--seeds", "two"], "seeds"),
-        (["export", "a", "b", "--format", "onnx"], "torch-export"),
+        (["export", "a", "b", "--format", "onyx"], "torch-export"),
         (["predict", "a", "b", "--bad-rows", "ignore"], "quarantine"),
     ],
 )
@@ -543,7 +543,7 @@ def test_a_full_disk(step, raw, capsys, monkeypatch):
         ("train", "own.py", "--cache", "file/cache", "--out", "run"),
         ("predict", "RUN", "test.csv", "--out", "file/out.csv"),
         ("export", "RUN", "file/artifact"),
-        ("export", "RUN", "photos", "--format", "torch-export"),
+        ("export", "RUN", "file/model.pt2", "--format", "torch-export"),
         ("compare", "own.py", "--cache", "cache", "--seeds", "1", "--runs", "file/runs"),
         ("diagnose", "RUN", "--out", "file/report.html"),
     ],

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
-import torch
 
 from fullrank.batch import Batch
 from fullrank.config import require
@@ -25,6 +25,7 @@ from fullrank.disk import written_whole
 from fullrank.errors import ArtifactError, ConfigError, EmptyInputError
 from fullrank.evaluate.popularity import popularity_line
 from fullrank.serve.artifact import Artifact
+from fullrank.serve.forms import FILES, Form, program_bytes
 from fullrank.serve.predictor import Predictor
 from fullrank.workflow.calibration import Calibrate, effect_lines, effects, uncorrected
 from fullrank.workflow.console import console, table
@@ -80,10 +81,16 @@ def evaluate_command(folder: Path, file: Path | None, options: DataOptions) -> d
 def export_command(
     source: Path,
     out: Path,
-    form: Literal["artifact", "torch-export"],
+    form: Literal["artifact", "torch-export", "onnx"],
     how: Calibrate = _AS_IT_IS,
 ) -> dict[str, Any]:
-    """Writes an artefact, or its model as one exported program.
+    """Writes an artefact, with its model as a program for other engines if asked for.
+
+    Args:
+        source: a run folder or an artefact folder.
+        out: an artefact folder; or a file that ends with .pt2 or .onnx, for the program alone.
+        form: of the program, or "artifact" for none.
+        how: calibration to fit; without any, the artefact keeps what it has.
 
     Raises:
         ArtifactError: the source was changed, or exported scores differ from eager ones.
@@ -95,7 +102,7 @@ def export_command(
     if form == "artifact":
         artifact.save(out)
     else:
-        _export_program(artifact, out)
+        _export_program(artifact, out, form)
     console.print(f"wrote {out}", markup=False)
     return {"out": str(out), "format": form, "model": artifact.model}
 
@@ -224,27 +231,18 @@ def _calibrated(artifact: Artifact, source: Path, how: Calibrate) -> Artifact:
     return replace(artifact, calibration=found.curves, metrics=metrics)
 
 
-def _export_program(artifact: Artifact, out: Path) -> None:
-    from fullrank.ops.export import export_program, flatten
-    from fullrank.testing import random_batch
-
-    model = artifact.build()
-    batch = random_batch(artifact.schema, 64, torch.Generator().manual_seed(0))
-    program = export_program(model, artifact.schema, batch)
-    with torch.inference_mode():
-        eager = model.score(batch)  # type: ignore[operator]
-        exported = program.module()(flatten(batch))
-    worst = max(float((eager[n] - exported[n]).abs().max()) for n in eager)
-    if worst > 1e-6:
-        raise ArtifactError(
-            "exported scores differ from eager ones",
-            where=f"model '{artifact.model}'",
-            found=f"a difference of {worst:.2g}",
-            expected="at most 1e-6",
-            fix="export the artefact folder instead",
-        )
-    with written_whole(out) as draft, draft.open("wb") as file:
-        torch.export.save(program, file)
+def _export_program(artifact: Artifact, out: Path, form: Form) -> None:
+    """Writes a program alone where OUT has its ending, else an artefact with the program in it."""
+    name = FILES[form]
+    content = program_bytes(artifact.build(), artifact.schema, form)
+    if out.suffix == Path(name).suffix:
+        with written_whole(out) as draft:
+            draft.write_bytes(content)
+        return
+    with TemporaryDirectory() as place:
+        program = Path(place) / name
+        program.write_bytes(content)
+        replace(artifact, exported={**artifact.exported, name: program}).save(out)
 
 
 def _plain(scores: dict[str, np.ndarray]) -> dict[str, list[float]]:

@@ -255,6 +255,19 @@ def test_an_exported_program_scores_as_the_model(trained, predictor, rows, tmp_p
         assert np.abs(exported - predictor.logits(batch)["click"]).max() < 1e-6
 
 
+def test_a_program_can_lie_in_the_artefact_beside_what_is_served(
+    trained, predictor, rows, tmp_path
+):
+    export_command(trained.folder, tmp_path / "a", "torch-export")
+    export_command(tmp_path / "a", tmp_path / "b", "onnx")  # and keeps the one that is there
+    assert [p for p in listing(tmp_path / "b") if p.startswith("exported")] == [
+        "exported/model.onnx",
+        "exported/model.pt2",
+    ]
+    served = Predictor.load(tmp_path / "b").score(rows)["click"]
+    assert np.array_equal(served, predictor.score(rows)["click"])
+
+
 def test_a_program_that_scores_otherwise_is_refused(trained, tmp_path, monkeypatch):
     class Wrong:
         def __init__(self, model, schema, batch) -> None:
@@ -263,7 +276,7 @@ def test_a_program_that_scores_otherwise_is_refused(trained, tmp_path, monkeypat
         def module(self):
             return lambda features: self.scores
 
-    monkeypatch.setattr("fullrank.ops.export.export_program", Wrong)
+    monkeypatch.setattr("fullrank.serve.forms.export_program", Wrong)
     with pytest.raises(ArtifactError, match="differ") as caught:
         export_command(trained.folder, tmp_path / "model.pt2", "torch-export")
     assert "0.0001" in caught.value.found
@@ -286,6 +299,9 @@ def test_an_export_does_not_take_the_place_of_other_files(trained, tmp_path):
     (tmp_path / "photos" / "one.jpg").touch()
     with pytest.raises(ArtifactError, match="taken"):
         export_command(trained.folder, tmp_path / "photos", "artifact")
-    with pytest.raises(OSError, match="photos"):
+    with pytest.raises(ArtifactError, match="taken"):
         export_command(trained.folder, tmp_path / "photos", "torch-export")
+    (tmp_path / "photos.pt2").mkdir()
+    with pytest.raises(OSError, match="photos"):
+        export_command(trained.folder, tmp_path / "photos.pt2", "torch-export")
     assert listing(tmp_path) == ["photos/one.jpg"]
