@@ -1,0 +1,180 @@
+"""Retrieve, rank and sell, against scoring every item, and sorting and selling by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fullrank.errors import ArtifactError, AuctionError, ConfigError, RequestError
+from fullrank.serve.auction import AuctionRules, run_auction
+from fullrank.serve.engine import Engine
+from fullrank.serve.pipeline import Pipeline, Retrieval
+from fullrank.serve.retrieval import ItemIndex
+from tests.serve.catalogue import USERS, catalogue, save_artifact
+
+
+def loaded(folder: Path, name: str) -> Engine:
+    return Engine.load(save_artifact(folder, name))
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return loaded(tmp_path_factory.mktemp("pipeline") / "artifact", "two_tower")
+
+
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return loaded(tmp_path_factory.mktemp("pipeline") / "ranker", "dcnv2")
+
+
+@pytest.fixture(scope="module")
+def index(engine: Engine) -> ItemIndex:
+    return ItemIndex.build(engine.predictor, catalogue(), "bid")
+
+
+@pytest.fixture(scope="module", params=["exact", "hnsw"])
+def retrieval(request: pytest.FixtureRequest, engine: Engine, index: ItemIndex) -> Retrieval:
+    return Retrieval(engine, index, request.param)
+
+
+def everything(engine: Engine, index: ItemIndex, user: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Scores every item of the catalogue the ordinary way."""
+    return engine.score(engine.encode_rank(user, index.rows(np.arange(len(index)))))
+
+
+@pytest.mark.parametrize("label", ["click", "buy", None])
+@pytest.mark.parametrize("user", USERS, ids=lambda user: user["user"])
+def test_the_best_items_are_found_with_the_scores_of_the_server(
+    retrieval: Retrieval, user: Mapping[str, Any], label: str | None
+) -> None:
+    found = retrieval.retrieve(user, 12, label)
+    scores = everything(retrieval.engine, retrieval.index, user)
+    best = np.argsort(-scores[label or "click"], kind="stable")[:12]
+    assert found.places.tolist() == best.tolist()  # a graph of 90 nodes misses nothing
+    for name, values in found.probabilities.items():
+        assert np.array_equal(values, scores[name][found.places])  # to the bit
+        assert values.dtype == np.float32
+
+
+def test_users_get_different_items(retrieval: Retrieval) -> None:
+    first = [retrieval.retrieve(user, 5).places.tolist() for user in USERS]
+    assert first[0] != first[1] or first[1] != first[2]
+
+
+@pytest.mark.parametrize("user", USERS, ids=lambda user: user["user"])
+def test_known_new_and_changed_candidates_score_as_ever(
+    retrieval: Retrieval, user: Mapping[str, Any]
+) -> None:
+    index, engine = retrieval.index, retrieval.engine
+    candidates = index.rows(np.array([4, 17, 80, 4, 55]))
+    candidates[1] = {**candidates[1], "price": 123.0}
+    candidates.append({"ad": "never seen", "price": 1.0})
+    batch = engine.encode_rank(user, candidates)
+    names = {n for row in candidates for n in row}
+    places = index.places({n: [c.get(n) for c in candidates] for n in names}, len(candidates))
+    assert places.tolist() == [4, -1, 80, 4, 55, -1]
+    expected = engine.score(batch)
+    for label, values in retrieval.score(batch, places).items():
+        assert np.array_equal(values, expected[label])
+    moved = retrieval.score(batch, np.array([5, -1, 80, 4, 55, -1]))  # a wrong place is seen
+    assert not np.array_equal(moved["click"], expected["click"])
+
+
+def test_a_user_is_encoded_once_and_known_items_never(
+    engine: Engine, index: ItemIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retrieval = Retrieval(engine, index)
+    rows: dict[str, list[int]] = {"encode_user": [], "encode_item": []}
+    for name, seen in rows.items():
+        encode = getattr(engine.predictor.model, name)
+
+        def spy(batch: Any, encode: Any = encode, seen: list[int] = seen) -> Any:
+            seen.append(len(batch))
+            return encode(batch)
+
+        monkeypatch.setattr(engine.predictor.model, name, spy)
+    places = np.arange(90)
+    retrieval.score(engine.encode_rank(USERS[0], index.rows(places)), places)
+    assert rows == {"encode_user": [64], "encode_item": []}  # one block, filled with one row
+
+
+def test_more_than_there_is_and_less_than_one(retrieval: Retrieval) -> None:
+    assert len(retrieval.retrieve(USERS[0], 1000).places) == 90
+    with pytest.raises(RequestError, match="a retrieval cannot be done"):
+        retrieval.retrieve(USERS[0], 0)
+    with pytest.raises(RequestError, match="a retrieval cannot be done") as error:
+        retrieval.retrieve(USERS[0], 1, "clik")
+    assert "click" in error.value.fix
+
+
+def test_what_the_graph_misses_is_measured(retrieval: Retrieval) -> None:
+    if retrieval.measured is None:
+        assert retrieval._search is retrieval.index
+        return
+    assert retrieval.measured.recall == 1.0
+    assert (retrieval.measured.at, retrieval.measured.queries) == (90, 200)
+    assert retrieval.measured.seconds > 0
+
+
+def by_hand(
+    retrieval: Retrieval, ranker: Engine, user: Mapping[str, Any], k: int, rules: AuctionRules
+) -> list[tuple[str, int]]:
+    index, items = retrieval.index, catalogue()
+    scores = everything(retrieval.engine, index, user)["click"]
+    kept = np.argsort(-scores, kind="stable")[:k]
+    chances = everything(ranker, index, user)["click"][kept].tolist()
+    bids = [items["bid"][int(i)] for i in kept]
+    return [
+        (items["ad"][int(kept[a.candidate])], a.price_micros)
+        for a in run_auction(bids, chances, rules)
+    ]
+
+
+@pytest.mark.parametrize("user", USERS, ids=lambda user: user["user"])
+@pytest.mark.parametrize("two_stages", [True, False])
+def test_slots_are_sold_as_by_hand(
+    retrieval: Retrieval, ranker: Engine, user: Mapping[str, Any], two_stages: bool
+) -> None:
+    pipeline = Pipeline(retrieval, ranker if two_stages else None, "click")
+    rules = AuctionRules(slots=3, reserve_micros=1000)
+    shown = pipeline.run(user, 20, rules)
+    expected = by_hand(retrieval, ranker if two_stages else retrieval.engine, user, 20, rules)
+    assert [(p.item, p.award.price_micros) for p in shown] == expected
+    assert len(shown) == 3
+    for p in shown:
+        assert retrieval.index.items["ad"][p.place] == p.item
+        assert p.award.price_micros <= p.award.bid_micros == catalogue()["bid"][p.place]
+    assert pipeline.run(user, 20, AuctionRules(reserve_micros=10**12)) == []
+
+
+def test_two_stages_are_not_one(retrieval: Retrieval, ranker: Engine) -> None:
+    rules = AuctionRules(slots=5)
+    one, two = (Pipeline(retrieval, r, "click").run(USERS[0], 30, rules) for r in (None, ranker))
+    assert [p.item for p in one] != [p.item for p in two]
+
+
+def test_a_pipeline_without_bids_or_label_is_refused(engine: Engine) -> None:
+    plain = Retrieval(engine, ItemIndex.build(engine.predictor, catalogue()))
+    with pytest.raises(AuctionError, match="nothing to sell by"):
+        Pipeline(plain, None, "click")
+    with pytest.raises(ConfigError, match="impossible value"):
+        Pipeline(plain, None, "clik")
+
+
+def test_a_ranker_cannot_retrieve(ranker: Engine, index: ItemIndex) -> None:
+    with pytest.raises(ArtifactError, match="no vectors"):
+        Retrieval(ranker, index)
+
+
+def test_an_index_is_loaded_with_its_artefact(tmp_path: Path, index: ItemIndex) -> None:
+    folder = tmp_path / "artifact"
+    engine = loaded(folder, "two_tower")
+    with pytest.raises(ArtifactError, match="an index cannot be used"):
+        Retrieval.load(folder, engine)
+    index.save(folder, engine.fingerprint)
+    found = Retrieval.load(folder, engine).retrieve(USERS[0], 3)
+    assert found.places.tolist() == Retrieval(engine, index).retrieve(USERS[0], 3).places.tolist()
