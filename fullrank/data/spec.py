@@ -20,6 +20,7 @@ class Category:
         min_count: values seen less often in training become unknown (row 0).
         grows: the table may get rows after training.
         optional: a missing column reads as unknown instead of an error.
+        redact: no log of served rows keeps a raw value, only its row number; see `Spec.redacted`.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Category:
     min_count: int = 1
     grows: bool = False
     optional: bool = False
+    redact: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +38,18 @@ class Number:
 
     `transform`: "standard" subtracts the training mean and divides by the deviation; "log" does
     the same to sign(x) * log(1 + |x|), as for counts; "none" keeps the number.
+    `redact`: no log of served rows keeps the raw number; not with "none", where the model reads it.
     """
 
     name: str
     side: Side = "context"
     transform: Literal["standard", "log", "none"] = "standard"
     optional: bool = False
+    redact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.redact and self.transform == "none":
+            raise _not_hidden(self.name, 'transform="none"', 'transform="standard" or "log"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +63,7 @@ class Tags:
     max_length: int = 32
     min_count: int = 1
     optional: bool = False
+    redact: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +83,11 @@ class Event:
     name: str
     column: str
     table: str = ""
+    redact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.redact and not self.table:
+            raise _not_hidden(self.column, "an event without a table", "a table")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +190,26 @@ class Spec:
                 needed.setdefault(name, not labels)
         return needed
 
+    def redacted(self) -> frozenset[str]:
+        """Returns the raw columns whose values no log of served rows may keep.
+
+        Such a log holds what the featurizer makes of them. That is not anonymous: whoever has the
+        artefact can look up the value of a row number, if training saw it, and undo a transform.
+        """
+        parts = [e for h in self.histories() for e in h.events if e.redact]
+        single = [c for c in self.columns if isinstance(c, Category | Number | Tags) and c.redact]
+        return frozenset({e.column for e in parts} | {c.name for c in single})
+
     def accounted(self) -> set[str]:
         """Returns every raw column that the spec knows, read or ignored."""
         return {*self.raw_columns(), *self.identity, *(name for name, _ in self.ignore)}
+
+
+def _not_hidden(name: str, found: str, expected: str) -> SchemaError:
+    return SchemaError(
+        "a column that the model reads as it is cannot be redacted",
+        where=f"column '{name}'",
+        found=f"redact=True with {found}",
+        expected=expected,
+        fix="turn it into rows of a table or scale it, or leave it out of the spec",
+    )

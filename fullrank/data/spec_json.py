@@ -18,7 +18,7 @@ def spec_to_dict(spec: Spec) -> dict[str, Any]:
     plain: dict[str, Any] = to_dict(spec)
     kinds = [type(c).__name__ for c in spec.columns]
     plain["columns"] = [
-        {"kind": kind, **c} for kind, c in zip(kinds, plain["columns"], strict=True)
+        {"kind": kind, **_as_before(c)} for kind, c in zip(kinds, plain["columns"], strict=True)
     ]
     return plain
 
@@ -30,6 +30,14 @@ def spec_from_dict(plain: dict[str, Any]) -> Spec:
     rest["identity"] = tuple(rest["identity"])
     rest["ignore"] = tuple((name, reason) for name, reason in rest["ignore"])
     return Spec(columns=tuple(_column(c) for c in plain["columns"]), **rest)
+
+
+def _as_before(column: dict[str, Any]) -> dict[str, Any]:
+    """Returns a column without `redact` where that says no: runs are keyed by the older text."""
+    kept = {k: v for k, v in column.items() if k != "redact" or v}
+    if "events" in kept:
+        kept["events"] = [_as_before(e) for e in kept["events"]]
+    return kept
 
 
 def _column(plain: dict[str, Any]) -> Any:

@@ -34,7 +34,8 @@ def finish_with(
     """Prints the end of a command and returns its exit code.
 
     Args:
-        result: of the command, or why there is none. An error goes to the error stream.
+        result: of the command, or why there is none. An error goes to the error stream. Rows that
+            a check found unequal are a failure, as is an interruption.
         as_json: print one JSON object as the last line of the output stream.
         silent: people have been told already.
     """
@@ -46,7 +47,7 @@ def finish_with(
             errors.print(f"[bold red]error[/] {type(result).__name__}")
             errors.print(str(result), markup=False, soft_wrap=True)
     else:
-        plain, code = result, 1 if result.get("interrupted") else 0
+        plain, code = result, 1 if result.get("interrupted") or result.get("unequal") else 0
     if as_json:
         sys.stdout.write(json.dumps(_finite(plain), allow_nan=False, default=str) + "\n")
         sys.stdout.flush()
@@ -100,10 +101,14 @@ def shown(value: Any) -> str:
 
 
 @contextmanager
-def preparing() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows a bar with rate and ETA per split while data is prepared."""
+def preparing(doing: str = "preparing") -> Iterator[Callable[[str, int, int | None], None]]:
+    """Shows a bar with rate per split, and ETA where the total is known, while rows are worked on.
+
+    Args:
+        doing: what is done to them.
+    """
     columns = (
-        TextColumn("preparing {task.description}"),
+        TextColumn(doing + " {task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]} rows/s"),
@@ -113,7 +118,7 @@ def preparing() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=console, transient=False) as bar:
         tasks: dict[str, Any] = {}
 
-        def advance(split: str, done: int, total: int) -> None:
+        def advance(split: str, done: int, total: int | None) -> None:
             if split not in tasks:
                 tasks[split] = bar.add_task(split, total=total, rate="-")
             elapsed = bar.tasks[tasks[split]].elapsed or 0.0
