@@ -255,9 +255,7 @@ def test_an_exported_program_scores_as_the_model(trained, predictor, rows, tmp_p
         assert np.abs(exported - predictor.logits(batch)["click"]).max() < 1e-6
 
 
-def test_a_program_can_lie_in_the_artefact_beside_what_is_served(
-    trained, predictor, rows, tmp_path
-):
+def test_a_program_lies_in_the_artefact_beside_what_is_served(trained, predictor, rows, tmp_path):
     export_command(trained.folder, tmp_path / "a", "torch-export")
     export_command(tmp_path / "a", tmp_path / "b", "onnx")  # and keeps the one that is there
     assert [p for p in listing(tmp_path / "b") if p.startswith("exported")] == [
