@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import resource
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -304,6 +305,35 @@ def test_a_model_of_ones_own_is_found_outside(saved, monkeypatch):
     forge(saved, lambda m: m.update(model="acme.nothing"))
     with pytest.raises(UnknownNameError):
         Predictor.load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [1 << 40]},
+        {"shape": [1 << 40], "data_offsets": [0, 1 << 42]},
+        {"shape": [1 << 62, 1 << 62]},
+        {"shape": [-1, 8]},
+        {"data_offsets": [8, 0]},
+        {"dtype": "OBJECT"},
+    ],
+)
+@pytest.mark.parametrize("name", ["weights.safetensors", "assets/pictures.safetensors"])
+def test_a_forged_shape_of_a_tensor_allocates_nothing(saved, name, change):
+    content = (saved / name).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    next(iter(header.values())).update(change)
+    text = json.dumps(header).encode()
+    (saved / name).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    forge(saved)
+    _, before = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), before))
+    try:
+        assert Path(name).name in refused(saved).where
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, before))
 
 
 def test_a_forged_width_allocates_nothing(saved, monkeypatch):
