@@ -342,7 +342,7 @@ class Serve(Command):
     threads: int = 1
     """Threads of torch in each process."""
     form: Literal["eager", "torch-export", "onnx"] = "eager"
-    """The model itself, or an exported form that the artefact holds."""
+    """What runs the model: torch, torch with its exported graph, or onnxruntime."""
 
     def run(self) -> dict[str, Any]:
         """Runs the command."""

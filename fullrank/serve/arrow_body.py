@@ -20,6 +20,7 @@ from fullrank.serve.wire import too_many
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _RECORD_BATCH, _DICTIONARY_BATCH = 3, 2  # of MessageHeader in Arrow's Message.fbs
 _MOST_COLUMNS = 10_000
+_FAILURES = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 def read_streams(body: bytes, streams: int, max_rows: int) -> list[pl.DataFrame]:
@@ -36,13 +37,7 @@ def read_streams(body: bytes, streams: int, max_rows: int) -> list[pl.DataFrame]
     try:
         ends = _ends(body, streams)
         return [_frame(body[a:b], max_rows) for a, b in zip([0, *ends], ends, strict=False)]
-    except (
-        pa.ArrowException,
-        pl.exceptions.PolarsError,
-        ValueError,
-        OSError,
-        struct.error,
-    ) as cause:
+    except (*_FAILURES, struct.error, ValueError, OSError) as cause:
         raise _broken(str(cause).splitlines()[0] if str(cause) else type(cause).__name__) from cause
 
 
@@ -92,7 +87,11 @@ def _frame(stream: bytes, max_rows: int) -> pl.DataFrame:
                 raise too_many("the body", f"{rows:,} or more", max_rows)
             batch.validate(full=True)
             batches.append(batch)
-        frame = pl.from_arrow(pa.Table.from_batches(batches, reader.schema))
+        table = pa.Table.from_batches(batches, reader.schema)
+    # Nothing of the sender's schema goes on but names and plain types: names inside of a type may
+    # be no text, and a column that says it has no nulls may have some.
+    columns = [table.column(i).cast(_plain(field.type)) for i, field in enumerate(table.schema)]
+    frame = pl.from_arrow(pa.table(columns, names))
     assert isinstance(frame, pl.DataFrame)
     return frame
 
@@ -105,6 +104,13 @@ def _is_readable(kind: pa.DataType) -> bool:
         return bool(t.is_string(kind.value_type) or t.is_large_string(kind.value_type))
     plain = (t.is_boolean, t.is_integer, t.is_floating, t.is_string, t.is_large_string, t.is_null)
     return any(test(kind) for test in plain)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    t = pa.types
+    if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
+        return pa.large_list(_plain(kind.value_type))
+    return pa.large_string() if t.is_dictionary(kind) else kind
 
 
 def _is_compressed(message: bytes) -> bool:

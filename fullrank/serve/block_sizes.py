@@ -8,6 +8,7 @@ libraries and the widths of the model, so it is tried on the model at hand, when
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -22,62 +23,92 @@ from fullrank.testing import random_batch
 Score = Callable[[Batch], dict[str, Tensor]]
 
 SIZES = (128, 256, 512)  # multiples of the usual size: no vector register is left half full
-_DRAWS = 3
+_DRAWS = 6  # of as many rows as the largest size has
+_TIMED = 3
 
 
-def agreeing_sizes(score: Score, schema: Schema) -> tuple[int, ...]:
-    """Returns the block sizes that give the same bits as the usual one, that one included.
+@dataclass(frozen=True)
+class Blocks:
+    """In which blocks a model may score rows.
+
+    Args:
+        seconds: size -> the least time that a block of it took; both increase. The usual size is
+            the first, the others are those that gave every row the same bits.
+        independent: a row got the same bits in any company. Where it did not, a served score may
+            differ from an offline one in its last bits.
+    """
+
+    seconds: dict[int, float]
+    independent: bool
+
+    def needed(self, rows: int) -> int:
+        """Returns the smallest size that so many rows fit into, or the largest."""
+        return next((size for size in self.seconds if size >= rows), max(self.seconds))
+
+    def time(self, rows: int) -> float:
+        """Returns how long so many rows took on the machine as it was, in seconds."""
+        largest = max(self.seconds)
+        full, rest = divmod(rows, largest)
+        return full * self.seconds[largest] + (self.seconds[self.needed(rest)] if rest else 0.0)
+
+
+def try_blocks(score: Score, schema: Schema) -> Blocks:
+    """Scores random rows in blocks of every size, in two orders, and compares the bits.
 
     Args:
         score: of a model in eval mode, [B] logits per label.
-        schema: of its batches; the rows that are tried are random.
+        schema: of its batches.
     """
-    good = set(SIZES)
+    good, most = {BLOCK_ROWS, *SIZES}, max(SIZES)
     with torch.inference_mode():
         for draw in range(_DRAWS):
-            batch = random_batch(schema, max(SIZES), torch.Generator().manual_seed(draw))
-            expected = score_in_blocks(score, batch)
-            for size in sorted(good):
-                found = score_in_blocks(score, batch, size)
-                if not all(_same(found[n], expected[n]) for n in expected):
+            generator = torch.Generator().manual_seed(draw)
+            batch = random_batch(schema, most, generator)
+            order = torch.randperm(most, generator=generator)
+            expected, other = score_in_blocks(score, batch), batch.rows(order)
+            for size in sorted(good):  # neighbours and places in the block differ as well
+                found = score_in_blocks(score, other, size)
+                if not all(_same(found[n], expected[n][order]) for n in expected):
                     good.discard(size)
-    return (BLOCK_ROWS, *sorted(good))
+        independent = BLOCK_ROWS in good
+        sizes = sorted({BLOCK_ROWS, *good}) if independent else [BLOCK_ROWS]
+        return Blocks(_seconds(score, schema, sizes), independent)
 
 
-def block_seconds(score: Score, schema: Schema, sizes: tuple[int, ...]) -> dict[int, float]:
-    """Returns size -> the least seconds that a block of it took; they never fall with the size."""
-    seconds: dict[int, float] = {}
-    least = 0.0
-    with torch.inference_mode():
-        for size in sizes:
-            batch = random_batch(schema, size, torch.Generator().manual_seed(0))
-            times = []
-            for _ in range(_DRAWS):
-                began = perf_counter()
-                score(batch)
-                times.append(perf_counter() - began)
-            seconds[size] = least = max(least, min(times))
-    return seconds
-
-
-def score_in_sizes(score: Score, batch: Batch, sizes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Scores a batch in as few blocks as these sizes allow.
+def score_in_sizes(score: Score, batch: Batch, blocks: Blocks) -> dict[str, np.ndarray]:
+    """Scores a batch in as few blocks as their sizes allow.
 
     Args:
         score: of a model.
         batch: B rows, at least one.
-        sizes: increasing, as `agreeing_sizes` returns them.
+        blocks: of the same model.
 
     Returns:
         label -> logits [B] float32.
     """
-    largest, parts = sizes[-1], []
-    for start in range(0, len(batch), largest):
-        rows = min(largest, len(batch) - start)
-        size = next(s for s in sizes if s >= rows)
+    start, parts = 0, []
+    while start < len(batch):
+        size = blocks.needed(len(batch) - start)
         index = torch.arange(start, start + size).clamp_(max=len(batch) - 1)
-        parts.append({n: x[:rows].numpy() for n, x in score(batch.rows(index)).items()})
-    return {label: np.concatenate([p[label] for p in parts]) for label in parts[0]}
+        parts.append(score(batch.rows(index)))
+        start += size
+    return {
+        label: torch.cat([p[label] for p in parts])[: len(batch)].numpy() for label in parts[0]
+    }
+
+
+def _seconds(score: Score, schema: Schema, sizes: list[int]) -> dict[int, float]:
+    seconds: dict[int, float] = {}
+    least = 0.0
+    for size in sizes:
+        batch = random_batch(schema, size, torch.Generator().manual_seed(0))
+        times = []
+        for _ in range(_TIMED):
+            began = perf_counter()
+            score(batch)
+            times.append(perf_counter() - began)
+        seconds[size] = least = max(least, min(times))
+    return seconds
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -22,8 +22,9 @@ from fullrank.data.featurizer import Featurizer
 from fullrank.data.spec import Column, History, Target
 from fullrank.errors import DataFormatError
 from fullrank.serve.artifact import Artifact, read_manifest, versions
-from fullrank.serve.block_sizes import Score, agreeing_sizes, block_seconds, score_in_sizes
+from fullrank.serve.block_sizes import Score, score_in_sizes, try_blocks
 from fullrank.serve.example import example_rank, example_rows
+from fullrank.serve.forms import Form, make_form
 from fullrank.serve.predictor import Predictor, calibrated
 from fullrank.serve.values import ValueEncoder, side_by_side
 from fullrank.serve.wire import Given, Wire
@@ -60,29 +61,30 @@ class Engine:
         self.wire = Wire(self.featurizer.spec, max_rows)
         self._score, self._values = score, ValueEncoder(self.featurizer)
 
-        self.sizes = agreeing_sizes(score, self.artifact.schema)
-        self._seconds = block_seconds(score, self.artifact.schema, self.sizes)
+        self.blocks = try_blocks(score, self.artifact.schema)
         self.score(self.encode_rows(self.schema_example()["score"]["rows"]))  # seen to work
 
     @classmethod
     def load(
-        cls, folder: Path, threads: int = 1, form: str = "eager", max_rows: int = MAX_ROWS
+        cls, folder: Path, threads: int = 1, form: Form = "eager", max_rows: int = MAX_ROWS
     ) -> Engine:
         """Loads, checks and warms an artefact folder.
 
         Args:
             folder: of the artefact.
             threads: of torch in this process.
-            form: "eager", or an exported form that lies in the artefact.
+            form: what runs the model; see `serve.forms`.
             max_rows: of one request.
 
         Raises:
-            ArtifactError: the folder is no artefact, was changed, or lacks the form.
+            ArtifactError: the folder is no artefact, was changed, or scores otherwise in this form.
+            ExtraMissingError: the form needs a library that is not installed.
         """
         torch.set_num_threads(threads)
         fingerprint: str = read_manifest(folder)["fingerprint"]
         predictor = Predictor(Artifact.load(folder))
-        return cls(predictor, fingerprint, predictor.model.score, max_rows)  # type: ignore[arg-type]
+        score = make_form(predictor.model, predictor.artifact.schema, form)
+        return cls(predictor, fingerprint, score, max_rows)
 
     def encode_rows(self, rows: Rows | Given) -> Batch:
         """Encodes rows of a request.
@@ -124,14 +126,12 @@ class Engine:
     def score(self, batch: Batch) -> dict[str, np.ndarray]:
         """Returns label -> calibrated probabilities [B] float32; NaN where a model has none."""
         with torch.inference_mode():
-            logits = score_in_sizes(self._score, batch.without_labels(), self.sizes)
+            logits = score_in_sizes(self._score, batch.without_labels(), self.blocks)
         return calibrated(logits, self.artifact.calibration)
 
     def seconds(self, rows: int) -> float:
         """Returns how long so many rows took, in seconds, when the engine was loaded."""
-        full, rest = divmod(rows, self.sizes[-1])
-        last = next(t for size, t in self._seconds.items() if size >= rest) if rest else 0.0
-        return full * self._seconds[self.sizes[-1]] + last
+        return self.blocks.time(rows)
 
     @cached_property
     def _example(self) -> dict[str, Any]:
@@ -160,6 +160,7 @@ class Engine:
             "provenance": dict(artifact.provenance),
             "versions": {name: str(version) for name, version in versions().items()},
             "schema_fingerprint": artifact.schema.fingerprint(),
+            "rows_are_independent": self.blocks.independent,
             "max_rows": self.wire.max_rows,
             "example": self.schema_example(),
         }

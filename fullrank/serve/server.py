@@ -21,6 +21,7 @@ from fullrank.serve.app import create_app
 from fullrank.serve.artifact import Artifact, read_manifest
 from fullrank.serve.ask import digest
 from fullrank.serve.batching import BatchingConfig
+from fullrank.serve.forms import Form
 from fullrank.serve.generations import Generations
 from fullrank.serve.protocol import PatientProtocol
 from fullrank.serve.service import Limits, Service, ServiceConfig
@@ -46,7 +47,7 @@ class ServerConfig:
     max_body_mb: float = 16.0
     deadline_ms: float = Limits.deadline_ms
     threads: int = 1
-    form: str = "eager"
+    form: Form = "eager"
 
     def __post_init__(self) -> None:
         whole = ("workers", "max_batch", "queue_rows", "max_rows", "threads")

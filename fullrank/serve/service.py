@@ -15,6 +15,7 @@ from typing import Any
 from fullrank.errors import ArtifactError, FullrankError, RequestError
 from fullrank.serve.batching import Batcher, BatchingConfig
 from fullrank.serve.engine import MAX_ROWS, Engine
+from fullrank.serve.forms import Form
 from fullrank.serve.generations import Generations
 from fullrank.serve.metrics import Metrics, Snapshot
 
@@ -51,14 +52,14 @@ class ServiceConfig:
         artifact: folder; read again at every reload.
         limits: of requests.
         batching: how requests wait.
-        form: of the model: "eager", or an exported form.
+        form: what runs the model; see `serve.forms`.
         runtime: folder that several workers share; None for a single one.
     """
 
     artifact: Path
     limits: Limits = field(default_factory=Limits)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
-    form: str = "eager"
+    form: Form = "eager"
     runtime: Path | None = None
 
 

@@ -76,6 +76,7 @@ class Wire:
         self.types = {n: t for c in spec.columns for n, t in _column_types(c)}
         if spec.time:
             self.types.setdefault(spec.time, Whole | None)
+        self._skipped = [n for n in self.known if n not in self.types]
         sides = self.sides
         self.row = self._struct("Row", (*sides.user, *sides.item, *sides.context))
         self.user = self._struct("User", sides.user, sides.context)
@@ -104,12 +105,11 @@ class Wire:
             kind = self.types[n]
             fields.append((kind | msgspec.UnsetType, UNSET) if optional else (kind,))
         # What the spec knows and no score depends on may stand in a row, and is skipped.
-        skipped = [n for n in self.known if n not in self.types]
-        fields += [(msgspec.Raw, UNSET)] * len(skipped)
+        fields += [(msgspec.Raw, UNSET)] * len(self._skipped)
         return msgspec.defstruct(
             name,
             [(f"c{i}", *field) for i, field in enumerate(fields)],
-            rename={f"c{i}": n for i, n in enumerate([*may, *skipped])},
+            rename={f"c{i}": n for i, n in enumerate([*may, *self._skipped])},
             forbid_unknown_fields=True,
             kw_only=True,
             gc=False,
@@ -144,14 +144,19 @@ class Wire:
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> Given:
         """Returns rows that are Python objects already, held to the same types."""
-        return self._given(self._converted(rows, self._rows, "rows"), "rows")
+        return self._given(self._converted(self._read(rows), self._rows, "rows"), "rows")
 
     def rank(
         self, user: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]
     ) -> tuple[Given, Given]:
         """Returns user and candidates that are Python objects already, as `rank_request` does."""
-        one = self._converted(user, self.user, "user")
-        return self._two_sides([one], self._converted(candidates, self._candidates, "candidates"))
+        one = self._converted(self._read([user])[0], self.user, "user")
+        many = self._converted(self._read(candidates), self._candidates, "candidates")
+        return self._two_sides([one], many)
+
+    def _read(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Leaves out what the spec knows and no score depends on."""
+        return [{n: v for n, v in row.items() if n not in self._skipped} for row in rows]
 
     def _two_sides(self, user: Sequence[Any], candidates: Sequence[Any]) -> tuple[Given, Given]:
         one, many = self._given(user, "user"), self._given(candidates, "candidates")
