@@ -314,6 +314,24 @@ class Predict(RowsCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Index(RowsCommand):
+    """Encode a catalogue with a two-tower artefact, so that items can be retrieved."""
+
+    artifact: Positional[Path]
+    """An artefact folder, or a run folder that has one; the index is written into it."""
+    items: Positional[Path]
+    """CSV, Parquet or Arrow file with one row per item."""
+    bid: str = ""
+    """Column with bids for auctions, whole numbers in millionths of the currency's unit."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the command."""
+        from fullrank.workflow.index import index_command
+
+        return index_command(self.artifact, self.items, self.bid, self.options())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Serve(Command):
     """Serve an artefact over HTTP: scores, rankings and auctions; see GET /openapi.json."""
 
@@ -368,6 +386,7 @@ AnyCommand = (
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Predict, subcommand("predict")]
+    | Annotated[Index, subcommand("index")]
     | Annotated[Serve, subcommand("serve")]
 )
 

@@ -76,8 +76,8 @@ USERS = (
 )
 
 
-def make_artifact(name: str = "two_tower", *, seed: int = 0) -> Artifact:
-    featurizer = Featurizer.fit(SPEC, make_log().lazy())
+def make_artifact(name: str = "two_tower", *, seed: int = 0, spec: Spec = SPEC) -> Artifact:
+    featurizer = Featurizer.fit(spec, make_log().lazy())
     config = model_class(name).Config.tiny()
     torch.manual_seed(seed)
     model = create(name, featurizer.schema, config)
@@ -94,6 +94,8 @@ def make_artifact(name: str = "two_tower", *, seed: int = 0) -> Artifact:
     )
 
 
-def save_artifact(folder: Path, name: str = "two_tower", seed: int = 0) -> Path:
-    make_artifact(name, seed=seed).save(folder)
+def save_artifact(
+    folder: Path, name: str = "two_tower", *, seed: int = 0, spec: Spec = SPEC
+) -> Path:
+    make_artifact(name, seed=seed, spec=spec).save(folder)
     return folder

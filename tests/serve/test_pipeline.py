@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fullrank.serve.auction import AuctionRules, run_auction
 from fullrank.serve.engine import Engine
 from fullrank.serve.pipeline import Pipeline, Retrieval
 from fullrank.serve.retrieval import ItemIndex
-from tests.serve.catalogue import USERS, catalogue, save_artifact
+from tests.serve.catalogue import SPEC, USERS, catalogue, save_artifact
 
 
 def loaded(folder: Path, name: str) -> Engine:
@@ -155,6 +156,23 @@ def test_two_stages_are_not_one(retrieval: Retrieval, ranker: Engine) -> None:
     rules = AuctionRules(slots=5)
     one, two = (Pipeline(retrieval, r, "click").run(USERS[0], 30, rules) for r in (None, ranker))
     assert [p.item for p in one] != [p.item for p in two]
+
+
+def test_each_model_is_given_the_columns_that_it_knows(
+    engine: Engine, index: ItemIndex, tmp_path: Path
+) -> None:
+    columns = tuple(c for c in SPEC.columns if c.name not in ("past", "picture"))
+    few = Engine.load(save_artifact(tmp_path / "few", "lr", spec=replace(SPEC, columns=columns)))
+    shown = Pipeline(Retrieval(engine, index), few, "click").run(USERS[0], 90, AuctionRules())
+    user = {k: v for k, v in USERS[0].items() if k != "past"}
+    rows = [{k: v for k, v in r.items() if k != "picture"} for r in index.rows(np.arange(90))]
+    scores = few.score(few.encode_rank(user, rows))["click"]
+    assert shown[0].probability == scores[shown[0].place]
+    for ranker in (few, None):
+        with pytest.raises(RequestError):
+            Pipeline(Retrieval(engine, index), ranker, "click").run(
+                {"user": "u1", "shoe": 3}, 5, AuctionRules()
+            )
 
 
 def test_a_pipeline_without_bids_or_label_is_refused(engine: Engine) -> None:

@@ -110,7 +110,7 @@ def resigned(path: Path, change: Callable[[dict[str, np.ndarray], dict[str, str]
 
 
 def _nan(t: dict[str, np.ndarray], _: dict[str, str]) -> None:
-    t["vectors"] = np.full_like(t["vectors"], np.nan)
+    t["vectors"] = np.where(np.arange(90)[:, None] == 50, np.float32(np.nan), t["vectors"])
 
 
 def _others(t: dict[str, np.ndarray], _: dict[str, str]) -> None:
@@ -123,6 +123,10 @@ def _narrow(t: dict[str, np.ndarray], _: dict[str, str]) -> None:
 
 def _fewer(t: dict[str, np.ndarray], _: dict[str, str]) -> None:
     t["vectors"] = t["vectors"][:-1]
+
+
+def _more(t: dict[str, np.ndarray], _: dict[str, str]) -> None:
+    t["vectors"] = np.concatenate([t["vectors"], t["vectors"][:1]])
 
 
 def _double(t: dict[str, np.ndarray], _: dict[str, str]) -> None:
@@ -150,7 +154,8 @@ def _elsewhere(_: dict[str, np.ndarray], said: dict[str, str]) -> None:
 
 
 CHANGES = (
-    _nan, _others, _narrow, _fewer, _double, _broken_rows, _other_item, _no_bid, _later, _elsewhere
+    _nan, _others, _narrow, _fewer, _more, _double, _broken_rows, _other_item, _no_bid, _later,
+    _elsewhere,
 )  # fmt: skip
 
 
@@ -174,11 +179,12 @@ def test_a_changed_broken_linked_or_absent_file_is_refused(
 ) -> None:
     path = index.save(folder, read_manifest(folder)["fingerprint"])
     whole = path.read_bytes()
+    price = whole.index(struct.pack("<d", index.items["price"][50]))  # in the middle of the rows
     huge = json.dumps(
         {"vectors": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 8]}}
     )
     hostile = [
-        whole[:-1] + bytes([whole[-1] ^ 1]),
+        whole[:price] + struct.pack("<d", 1.0) + whole[price + 8 :],
         whole[:100],
         b"",
         struct.pack("<Q", 2**60) + b"{}",
