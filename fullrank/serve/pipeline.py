@@ -84,6 +84,8 @@ class Retrieval:
     ) -> None:
         self.engine, self.index = engine, index
         self.model: Retriever = retriever(engine.predictor)
+        self._any_item = index.rows(np.zeros(1, dtype=np.int64))
+        index.places({}, 0)  # lays out its columns, before the first request
         self.measured: Measured | None = None
         self._search: Search = index
         if search == "hnsw":
@@ -118,7 +120,7 @@ class Retrieval:
         wanted = self._label(label)
         if k < 1:
             raise _refused("k", str(k), "1 or more", "ask for at least one item")
-        batch = self.engine.encode_rank(user, self.index.rows(np.zeros(1, dtype=np.int64)))
+        batch = self.engine.encode_rank(user, self._any_item)
         vectors = self._user(batch)
         places, _ = self._search.search(vectors[wanted][0].numpy(), k)
         return Retrieved(places, self._matched(vectors, self.index.vectors[places]))

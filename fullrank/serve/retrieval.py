@@ -117,7 +117,8 @@ class ItemIndex:
         ids = columns.get(self.item, [None] * rows)
         at = self._at
         found = np.fromiter((at.get(i, -1) for i in ids), dtype=np.int64, count=rows)
-        for name, stored in self._values.items():
+        for name in self._values.keys() - {self.item}:
+            stored = self._values[name]
             given = columns.get(name, [None] * rows)
             for row in np.flatnonzero(found >= 0).tolist():
                 if stored[found[row]] != given[row]:
@@ -126,20 +127,17 @@ class ItemIndex:
 
     def rows(self, places: np.ndarray) -> list[dict[str, Any]]:
         """Returns raw candidates as a request would give them: no bids, no empty values."""
-        columns = [n for n in self.items.columns if n != self.bid]
-        picked = self.items.select(columns)[places]
-        return [
-            {n: v for n, v in row.items() if v is not None} for row in picked.iter_rows(named=True)
-        ]
+        values = self._values  # trap: a data frame takes tens of milliseconds on a busy machine
+        picked = [{n: stored[place] for n, stored in values.items()} for place in places.tolist()]
+        return [{n: v for n, v in row.items() if v is not None} for row in picked]
 
     @cached_property
     def _at(self) -> dict[Any, int]:
-        return {name: i for i, name in enumerate(self.items[self.item].to_list())}
+        return {name: i for i, name in enumerate(self._values[self.item])}
 
     @cached_property
     def _values(self) -> dict[str, list[Any]]:
-        others = [n for n in self.items.columns if n not in (self.item, self.bid)]
-        return {n: self.items[n].to_list() for n in others}
+        return {n: self.items[n].to_list() for n in self.items.columns if n != self.bid}
 
     def save(self, folder: Path, fingerprint: str) -> Path:
         """Writes index.safetensors into an artefact folder, whole or not at all.
@@ -266,7 +264,7 @@ def _require_sound(index: ItemIndex, predictor: Predictor, path: Path) -> None:
     """Refuses rows and vectors that do not belong together, or not to this model."""
     if index.item != _item(predictor) or index.item not in index.items.columns:
         raise _unfit(path, f"items named by '{index.item[:40]}'", f"'{_item(predictor)}'")
-    if len(index.items) != len(index) or not np.isfinite(index.vectors).all():
+    if not 0 < len(index) == len(index.items) or not np.isfinite(index.vectors).all():
         raise _unfit(path, f"{len(index.items):,} rows", f"{len(index):,} with finite vectors")
     if index.bid and not index.items.schema.get(index.bid, pl.Null()).is_integer():
         raise _unfit(path, f"no whole numbers in column '{index.bid[:40]}'", "bids")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from fullrank.errors import ArtifactError, DataFormatError, ExtraMissingError, SchemaError
+from fullrank.serve.arrow_body import write_stream
 from fullrank.serve.artifact import read_manifest
 from fullrank.serve.hnsw import Hnsw, recall
 from fullrank.serve.predictor import Predictor
@@ -129,6 +130,12 @@ def _more(t: dict[str, np.ndarray], _: dict[str, str]) -> None:
     t["vectors"] = np.concatenate([t["vectors"], t["vectors"][:1]])
 
 
+def _none(t: dict[str, np.ndarray], _: dict[str, str]) -> None:
+    empty = catalogue(0).select(*ITEM_COLUMNS, "bid").to_arrow()
+    stream = write_stream({n: empty[n] for n in empty.column_names}, {})
+    t["vectors"], t["items"] = t["vectors"][:0], np.frombuffer(stream, dtype=np.uint8)
+
+
 def _double(t: dict[str, np.ndarray], _: dict[str, str]) -> None:
     t["vectors"] = t["vectors"].astype(np.float64)
 
@@ -154,9 +161,9 @@ def _elsewhere(_: dict[str, np.ndarray], said: dict[str, str]) -> None:
 
 
 CHANGES = (
-    _nan, _others, _narrow, _fewer, _more, _double, _broken_rows, _other_item, _no_bid, _later,
-    _elsewhere,
-)  # fmt: skip
+    *(_nan, _others, _narrow, _fewer, _more, _none, _double),
+    *(_broken_rows, _other_item, _no_bid, _later, _elsewhere),
+)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
