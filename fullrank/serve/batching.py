@@ -164,7 +164,9 @@ class Batcher:
         loop = asyncio.get_running_loop()
         until = loop.time() + self.config.max_wait_ms / 1e3
         await asyncio.sleep(0)  # requests that were read in the same turn arrive now
-        while (left := until - loop.time()) > 0 and self.waiting_rows < self.config.max_batch:
+        while self.waiting_rows < self.config.max_batch and not self._closing:
+            if (left := until - loop.time()) <= 0:
+                return
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), left)
