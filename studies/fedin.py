@@ -167,7 +167,10 @@ def drop(name: str, found: dict[str, float]) -> float:
 
 
 _PERIODS = (5, 7, 10)
-_ORDER = "30 % of the past is replaced at random. DIN cannot see order and should stay near .5."
+_ORDER = (
+    "30 % of the past is replaced at random. DIN cannot see order and should stay near .5. "
+    "`best_auc` is over all rows; GAUC counts users with one click alone, and may be higher."
+)
 TRIALS = [
     *(
         Trial(

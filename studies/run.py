@@ -39,6 +39,7 @@ from studies.trial import Outcome, Trial, outcome  # noqa: E402
 FIRST_SEED = 101  # trials were written while looking at seeds below
 WORK = ROOT / "studies" / ".work"
 RESULTS = ROOT / "docs" / "results"
+_WORDS = ("claim", "reference", "comment")  # of a trial
 _FOLLOWED = tuple(
     f"{package}."
     for package in (
@@ -110,9 +111,11 @@ def _code(study: str) -> str:
 
 
 def _without_words(path: Path) -> str:
-    """Returns the code of a file without comments and docstrings, which change no figure."""
+    """Returns the code of a file without what is said to people, which changes no figure."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            node.keywords = [k for k in node.keywords if k.arg not in _WORDS]
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
             node
         ):
