@@ -196,6 +196,7 @@ def test_fitting_a_healthy_model_changes_little():
         found = fit(method, rows)
         worse = losses(found, fresh).mean() - losses(Calibrator(), fresh).mean()
         assert abs(worse) < 1e-3
+        assert 0.8 < found.slope < 1.25  # beyond the knots candidates stay as far apart
     assert fit("none", rows) == Calibrator()
 
 
@@ -251,6 +252,17 @@ def test_a_curve_rises_and_equal_logits_stay_equal_bits(calibrator, raw):
     )
     at_knots = calibrator.logits(np.array(calibrator.x)) - math.log(calibrator.negative_rate)
     assert np.allclose(at_knots, calibrator.y)
+
+
+def test_rounding_does_not_lift_the_end_of_a_piece_above_the_next():
+    rng, lifted = np.random.default_rng(0), 0
+    for _ in range(500):
+        x, y = np.sort(rng.normal(size=2)), np.sort(10 * rng.normal(size=2))
+        near = np.array([np.nextafter(x[1], -9.0), x[1]])
+        found = Calibrator(x=tuple(x), y=tuple(y)).logits(near)
+        assert found[0] <= found[1]
+        lifted += y[0] + (y[1] - y[0]) / (x[1] - x[0]) * (near[0] - x[0]) > y[1]
+    assert lifted > 10  # the plain formula does
 
 
 @few
