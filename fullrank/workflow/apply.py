@@ -20,6 +20,7 @@ from fullrank.batch import Batch
 from fullrank.config import require
 from fullrank.data.datasets.tabular import read_files
 from fullrank.data.prepare import Prepared
+from fullrank.data.stream import count_rows, stream_rows
 from fullrank.data.text import BadRows
 from fullrank.disk import written_whole
 from fullrank.errors import ArtifactError, ConfigError, EmptyInputError
@@ -28,7 +29,7 @@ from fullrank.serve.artifact import Artifact
 from fullrank.serve.forms import FILES, Form, program_bytes
 from fullrank.serve.predictor import Predictor
 from fullrank.workflow.calibration import Calibrate, effect_lines, effects, uncorrected
-from fullrank.workflow.console import console, table
+from fullrank.workflow.console import console, preparing, table
 from fullrank.workflow.data import DataOptions, refusing_broken
 from fullrank.workflow.folder import RunFolder
 from fullrank.workflow.popularity import popularity_alone
@@ -67,7 +68,7 @@ def evaluate_command(folder: Path, file: Path | None, options: DataOptions) -> d
         curves = uncorrected(curves)  # its negatives are thinned out as those of the fit were
         alone = popularity_alone(prepared).get("test", {})
     else:
-        batches = _encoded(predictor, _read(predictor.artifact, file, options, labels=True))
+        batches = _encoded(predictor, _read(predictor.artifact, file, options))
     with refusing_broken(file or folder):
         values, scores = measure(predictor.model, batches, schema, curves)
     interval = intervals(scores)
@@ -124,28 +125,32 @@ def predict_command(
         fix="give it such an ending",
     )
     predictor = Predictor.load(artifact_folder(folder))
-    rows = _read(predictor.artifact, file, options, labels=False)
+    rows = stream_rows(file, predictor.artifact.featurizer.spec, _bad_rows(options), _CHUNK_ROWS)
     began = time.perf_counter()
     if out is None:
         with refusing_broken(file):
-            shown = predictor.score(rows.head(_SHOWN_ROWS).collect())
+            first = next((chunk for chunk in rows if len(chunk)), pl.DataFrame())
+        _require_rows(len(first), file)
+        shown = predictor.score(first.head(_SHOWN_ROWS))
         count = len(next(iter(shown.values())))
-        _require_rows(count, file)
         cells = [[i, *(float(p[i]) for p in shown.values())] for i in range(count)]
         table(f"{file.name}: probabilities of the first rows", ["row", *shown], cells)
         return {"rows": count, "scores": _plain(shown)}
     total = _write_scores(predictor, rows, file, out)
     seconds = time.perf_counter() - began
     console.print(f"wrote {total:,} rows to {out} ({total / seconds:,.0f} rows/s)", markup=False)
-    return {"rows": total, "out": str(out), "seconds": round(seconds, 3)}
+    rate = round(total / seconds)
+    return {"rows": total, "out": str(out), "seconds": round(seconds, 3), "rows_per_second": rate}
 
 
-def _write_scores(predictor: Predictor, rows: pl.LazyFrame, file: Path, out: Path) -> int:
-    total = 0
+def _write_scores(predictor: Predictor, rows: Iterator[pl.DataFrame], file: Path, out: Path) -> int:
+    total, expected = 0, count_rows(file)
     # The writer closes, and so completes the file, before the draft gets its name.
     with refusing_broken(file), written_whole(out) as draft, ExitStack() as closing:
         writer: Any = None
-        for chunk, scores in predictor.score_batches(rows, _CHUNK_ROWS):
+        advance = closing.enter_context(preparing("scoring"))
+        for chunk in rows:
+            scores = predictor.score(chunk)
             named = {f"probability_{label}": values for label, values in scores.items()}
             part = chunk.with_columns(**{n: pl.Series(v) for n, v in named.items()})
             if out.suffix == ".csv":
@@ -155,6 +160,7 @@ def _write_scores(predictor: Predictor, rows: pl.LazyFrame, file: Path, out: Pat
                 writer = closing.enter_context(_writer(draft, rows_out.schema, out))
             writer.write_table(rows_out)
             total += len(chunk)
+            advance(file.name, total, expected)
         _require_rows(total, file)
     return total
 
@@ -190,11 +196,14 @@ def _require_rows(count: int, file: Path) -> None:
         )
 
 
-def _read(artifact: Artifact, file: Path, options: DataOptions, *, labels: bool) -> pl.LazyFrame:
-    bad_rows = BadRows(
+def _read(artifact: Artifact, file: Path, options: DataOptions) -> pl.LazyFrame:
+    return read_files(file, artifact.featurizer.spec, _bad_rows(options), extra=True)
+
+
+def _bad_rows(options: DataOptions) -> BadRows:
+    return BadRows(
         options.bad_rows, options.quarantine if options.bad_rows == "quarantine" else None
     )
-    return read_files(file, artifact.featurizer.spec, bad_rows, labels=labels, extra=True)
 
 
 def _encoded(predictor: Predictor, rows: pl.LazyFrame) -> Iterator[Batch]:
