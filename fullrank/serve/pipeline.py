@@ -22,6 +22,8 @@ from fullrank.serve.engine import Engine
 from fullrank.serve.hnsw import Hnsw, Search, recall
 from fullrank.serve.predictor import calibrated
 from fullrank.serve.retrieval import ItemIndex, item_vectors, retriever
+from fullrank.serve.values import Values
+from fullrank.serve.wire import Given
 from fullrank.testing import random_batch
 
 _QUERIES, _RECALL_AT = 200, 100  # made-up users whose items are looked for when an index is loaded
@@ -105,7 +107,9 @@ class Retrieval:
         index = ItemIndex.load(folder, engine.predictor, engine.fingerprint)
         return cls(engine, index, search)
 
-    def retrieve(self, user: Mapping[str, Any], k: int, label: str | None = None) -> Retrieved:
+    def retrieve(
+        self, user: Mapping[str, Any] | Given, k: int, label: str | None = None
+    ) -> Retrieved:
         """Finds the items that a user likes best.
 
         Args:
@@ -120,25 +124,42 @@ class Retrieval:
         wanted = self._label(label)
         if k < 1:
             raise _refused("k", str(k), "1 or more", "ask for at least one item")
-        batch = self.engine.encode_rank(user, self._any_item)
+        item: Any = self._any_item
+        if isinstance(user, Given):
+            item = Given({n: [value] for n, value in item[0].items()}, 1)
+        batch = self.engine.encode_rank(user, item)
         vectors = self._user(batch)
         places, _ = self._search.search(vectors[wanted][0].numpy(), k)
         return Retrieved(places, self._matched(vectors, self.index.vectors[places]))
 
-    def score(self, batch: Batch, places: np.ndarray) -> dict[str, np.ndarray]:
-        """Scores the candidates of one user; equal to `Engine.score` to the bit.
+    def rank(self, user: Given, candidates: Given) -> dict[str, np.ndarray]:
+        """Scores the candidates of a request; equal to `Engine.score` to the bit.
+
+        Known candidates are neither encoded nor run through the model. Where candidates bring
+        context of their own, which is the user's side, everything is scored the ordinary way.
 
         Args:
-            batch: B rows of one user: context, if there is any, came with the user.
-            places: [B] from `ItemIndex.places`; the items of rows with -1 are encoded.
+            user: as `Wire.rank` reads it.
+            candidates: B of them.
 
         Returns:
             label -> probabilities [B] float32.
+
+        Raises:
+            RequestError, SchemaError, DataFormatError: they cannot be encoded.
         """
-        vectors = self.index.vectors[places]  # [B, D]; rows with -1 are replaced
+        if candidates.columns.keys() - set(self.model.item_fields):
+            return self.engine.score(self.engine.encode_rank(user, candidates))
+        places = self.index.places(candidates.columns, candidates.rows)
         new = np.flatnonzero(places < 0)
+        some = new if len(new) else np.zeros(1, dtype=np.int64)  # a user needs an item beside it
+        columns: dict[str, Values] = {
+            n: [v[i] for i in some.tolist()] for n, v in candidates.columns.items()
+        }
+        batch = self.engine.encode_rank(user, Given(columns, len(some)))
+        vectors = self.index.vectors[places]  # [B, D]; rows with -1 are replaced
         if len(new):
-            vectors[new] = item_vectors(self.model, batch.rows(torch.from_numpy(new)))
+            vectors[new] = item_vectors(self.model, batch)
         return self._matched(self._user(batch), vectors)
 
     def _label(self, label: str | None) -> str:
@@ -149,10 +170,10 @@ class Retrieval:
         return label or labels[0]
 
     def _user(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns label -> [1, D] of the first row; its bits are those of any block."""
-        first = batch.rows(torch.zeros(1, dtype=torch.int64)).without_labels()
+        """Returns label -> [1, D] of the first row, in a block of copies as it is scored in."""
+        block = batch.rows(torch.zeros(BLOCK_ROWS, dtype=torch.int64))
         with torch.inference_mode():
-            return score_in_blocks(self.model.encode_user, first)
+            return {label: x[:1] for label, x in self.model.encode_user(block).items()}
 
     def _matched(self, user: Mapping[str, Tensor], items: np.ndarray) -> dict[str, np.ndarray]:
         rows = len(items)

@@ -56,6 +56,8 @@ def test_the_best_items_are_found_with_the_scores_of_the_server(
     scores = everything(retrieval.engine, retrieval.index, user)
     best = np.argsort(-scores[label or "click"], kind="stable")[:12]
     assert found.places.tolist() == best.tolist()  # a graph of 90 nodes misses nothing
+    read, _ = retrieval.engine.wire.rank(user, retrieval.index.rows(np.arange(1)))
+    assert retrieval.retrieve(read, 12, label).places.tolist() == best.tolist()
     for name, values in found.probabilities.items():
         assert np.array_equal(values, scores[name][found.places])  # to the bit
         assert values.dtype == np.float32
@@ -68,21 +70,39 @@ def test_users_get_different_items(retrieval: Retrieval) -> None:
 
 @pytest.mark.parametrize("user", USERS, ids=lambda user: user["user"])
 def test_known_new_and_changed_candidates_score_as_ever(
-    retrieval: Retrieval, user: Mapping[str, Any]
+    retrieval: Retrieval, user: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index, engine = retrieval.index, retrieval.engine
     candidates = index.rows(np.array([4, 17, 80, 4, 55]))
     candidates[1] = {**candidates[1], "price": 123.0}
     candidates.append({"ad": "never seen", "price": 1.0})
-    batch = engine.encode_rank(user, candidates)
-    names = {n for row in candidates for n in row}
-    places = index.places({n: [c.get(n) for c in candidates] for n in names}, len(candidates))
-    assert places.tolist() == [4, -1, 80, 4, 55, -1]
-    expected = engine.score(batch)
-    for label, values in retrieval.score(batch, places).items():
-        assert np.array_equal(values, expected[label])
-    moved = retrieval.score(batch, np.array([5, -1, 80, 4, 55, -1]))  # a wrong place is seen
-    assert not np.array_equal(moved["click"], expected["click"])
+    user_given, given = engine.wire.rank(user, candidates)
+    assert index.places(given.columns, 6).tolist() == [4, -1, 80, 4, 55, -1]
+    for rows in (candidates, candidates[:1], candidates[-1:]):
+        expected = engine.score(engine.encode_rank(user, rows))
+        for label, values in retrieval.rank(*engine.wire.rank(user, rows)).items():
+            assert np.array_equal(values, expected[label])
+    monkeypatch.setattr(
+        ItemIndex, "places", lambda _, columns, rows: np.array([5, -1, 80, 4, 55, -1])
+    )
+    moved = retrieval.rank(user_given, given)  # a wrong place is seen
+    assert not np.array_equal(
+        moved["click"], engine.score(engine.encode_rank(user, candidates))["click"]
+    )
+
+
+def test_context_of_candidates_is_read(engine: Engine, index: ItemIndex) -> None:
+    rows = [
+        {**row, "hour": hour} for row, hour in zip(index.rows(np.arange(3)), (1, 2, 3), strict=True)
+    ]
+    scores = Retrieval(engine, index).rank(*engine.wire.rank({"user": "u1"}, rows))
+    expected = engine.score(engine.encode_rank({"user": "u1"}, rows))
+    assert np.array_equal(scores["click"], expected["click"])
+    same = Retrieval(engine, index).rank(
+        *engine.wire.rank({"user": "u1", "hour": 1}, index.rows(np.arange(3)))
+    )
+    assert scores["click"][0] == same["click"][0]
+    assert scores["click"][1] != same["click"][1]
 
 
 def test_a_user_is_encoded_once_and_known_items_never(
@@ -99,7 +119,7 @@ def test_a_user_is_encoded_once_and_known_items_never(
 
         monkeypatch.setattr(engine.predictor.model, name, spy)
     places = np.arange(90)
-    retrieval.score(engine.encode_rank(USERS[0], index.rows(places)), places)
+    retrieval.rank(*engine.wire.rank(USERS[0], index.rows(places)))
     assert rows == {"encode_user": [64], "encode_item": []}  # one block, filled with one row
 
 
