@@ -152,7 +152,9 @@ def test_ray_serves_the_bits_of_the_engine(folders: list[Path]) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, str(EXAMPLE), str(folders[0]), "--port", str(port)]
-    server = subprocess.Popen(command, start_new_session=True, env={**os.environ, "PYTHONPATH": "."})
+    server = subprocess.Popen(
+        command, start_new_session=True, env={**os.environ, "PYTHONPATH": "."}
+    )
     engine = Engine.load(folders[0])
     rows = engine.schema_example()["score"]["rows"]
     try:
@@ -182,4 +184,3 @@ def _until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
             last = repr(error)
         time.sleep(1)
     raise AssertionError(f"not ready: {last}")
-
