@@ -361,6 +361,8 @@ class Serve(Command):
     """Threads of torch in each process."""
     form: Literal["eager", "torch-export", "onnx"] = "eager"
     """What runs the model: torch, torch with its exported graph, or onnxruntime."""
+    search: Literal["exact", "hnsw"] = "exact"
+    """How items of an index are found; hnsw looks at few, and says at start what it misses."""
 
     def run(self) -> dict[str, Any]:
         """Runs the command."""

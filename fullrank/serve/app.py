@@ -3,6 +3,7 @@
     POST /v1/score   rows                     POST /v1/reload   swap the artefact
     POST /v1/rank    one user, candidates     GET  /v1/model    what is served, with examples
     POST /v1/auction bids on a ranking        GET  /healthz /readyz /metrics /openapi.json
+    POST /v1/retrieve  items for a user
 
 A request keeps the engine that it was read with until it is answered, so that a swap drops nothing.
 """
@@ -28,10 +29,13 @@ from fullrank.serve.ask import Query, read_body, require_token
 from fullrank.serve.auction import AuctionRules, run_auction
 from fullrank.serve.batching import Scores
 from fullrank.serve.openapi import openapi
+from fullrank.serve.pipeline import Pipeline, Retrieval
 from fullrank.serve.service import Service, Serving
 from fullrank.serve.watch import Watched
+from fullrank.serve.wire import Given
 
 JSON = "application/json"
+_ITEMS = 10  # that a retrieval returns unless it is told
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -74,13 +78,14 @@ class Endpoints:
         body = await self._body(request, query, serving)
         engine = serving.engine
         label = query.choice("label", engine.labels)
+        top = query.whole("top", 1, engine.wire.max_rows, engine.wire.max_rows)
         if is_arrow := _sends_arrow(request):
             user, candidates = arrow_body.read_streams(body, 2, engine.wire.max_rows)
             batch = engine.encode_rank(user, candidates)
+            scores = await self._scored(serving, batch, query, "rank")
         else:
-            batch = engine.encode_rank(*engine.wire.rank_request(body))
-        top = query.whole("top", 1, engine.wire.max_rows, engine.wire.max_rows)
-        scores = await self._scored(serving, batch, query, "rank")
+            given = engine.wire.rank_request(body)
+            scores = await self._ranked(serving, *given, query, "rank")
         order = np.argsort(-scores[label], kind="stable")[:top]  # ties: by order of arrival
         best = {n: x[order] for n, x in scores.items()}
         if _wants_arrow(request, is_arrow):
@@ -97,7 +102,7 @@ class Endpoints:
 
     async def auction(self, request: Request) -> Response:
         """POST /v1/auction: slots and prices for bids on the candidates of one user."""
-        names = ("deadline_ms", "label", "pricing", "slots", "reserve_micros")
+        names = ("deadline_ms", "label", "pricing", "slots", "reserve_micros", "retrieve")
         query = Query(request, names)
         with self.service.lease() as serving:
             return await self._auction(request, query, serving)
@@ -111,8 +116,10 @@ class Endpoints:
             slots=query.whole("slots", 1, engine.wire.max_rows, 1),
             reserve_micros=query.whole("reserve_micros", 0, 10**18, 0),
         )
+        if query.says("retrieve"):
+            return await self._sold(serving, body, query, label, rules)
         user, candidates, bids = engine.wire.auction_request(body)
-        scores = await self._scored(serving, engine.encode_rank(user, candidates), query, "auction")
+        scores = await self._ranked(serving, user, candidates, query, "auction")
         awards = run_auction(bids, scores[label].tolist(), rules)
         return _json(
             {
@@ -126,15 +133,43 @@ class Endpoints:
             }
         )
 
+    async def _sold(
+        self, serving: Serving, body: bytes, query: Query, label: str, rules: AuctionRules
+    ) -> Response:
+        """Sells the slots to what the index has for a user, at the bids that it keeps."""
+        retrieval = _index(serving)
+        user = serving.engine.wire.user_request(body)
+        k = query.whole("retrieve", 1, serving.engine.wire.max_rows, 1)
+        plain = {name: values[0] for name, values in user.columns.items()}
+        pipeline = Pipeline(retrieval, None, label)
+        deadline = query.deadline(self.service.limits.deadline_ms)
+        placed = await serving.batcher.call(lambda: pipeline.run(plain, k, rules), deadline)
+        awards = [
+            {n: getattr(p.award, n) for n in p.award.__slots__}
+            | {"item": p.item, "probability": p.probability}
+            for p in placed
+        ]
+        return _json({"model": serving.engine.fingerprint, "label": label, "awards": awards})
+
     async def retrieve(self, request: Request) -> Response:
-        """POST /v1/retrieve: the best items of the index; this artefact has none."""
-        raise RequestError(
-            "this artefact has no item index",
-            status=404,
-            where="/v1/retrieve",
-            found="no index",
-            expected="an artefact with an index",
-            fix="build one with `fullrank index ARTIFACT ITEMS`",
+        """POST /v1/retrieve: the items of the index that a user likes best."""
+        query = Query(request, ("deadline_ms", "label", "k"))
+        with self.service.lease() as serving:
+            return await self._retrieve(request, query, serving)
+
+    async def _retrieve(self, request: Request, query: Query, serving: Serving) -> Response:
+        retrieval, engine = _index(serving), serving.engine
+        body = await self._body(request, query, serving)
+        label = query.choice("label", engine.labels)
+        k = query.whole("k", 1, engine.wire.max_rows, _ITEMS)
+        user = engine.wire.user_request(body)
+        deadline = query.deadline(self.service.limits.deadline_ms)
+        found = await serving.batcher.call(lambda: retrieval.retrieve(user, k, label), deadline)
+        index = retrieval.index
+        items = index.items[index.item].gather(found.places).to_list()
+        scores = {n: x.tolist() for n, x in found.probabilities.items()}
+        return _json(
+            {"model": engine.fingerprint, "label": label, "items": items, "scores": scores}
         )
 
     async def reload(self, request: Request) -> Response:
@@ -181,6 +216,21 @@ class Endpoints:
     async def _scored(self, serving: Serving, batch: Batch, query: Query, path: str) -> Scores:
         deadline = query.deadline(self.service.limits.deadline_ms)
         scores = await serving.batcher.submit(batch, deadline)
+        return self._sound(scores, len(batch), path)
+
+    async def _ranked(
+        self, serving: Serving, user: Given, candidates: Given, query: Query, path: str
+    ) -> Scores:
+        """Scores candidates; where an index knows them, only the user goes through the model."""
+        retrieval = serving.retrieval
+        if retrieval is None:
+            batch = serving.engine.encode_rank(user, candidates)
+            return await self._scored(serving, batch, query, path)
+        deadline = query.deadline(self.service.limits.deadline_ms)
+        scores = await serving.batcher.call(lambda: retrieval.rank(user, candidates), deadline)
+        return self._sound(scores, candidates.rows, path)
+
+    def _sound(self, scores: Scores, rows: int, path: str) -> Scores:
         for label, x in scores.items():
             if not np.isfinite(x).all():
                 raise RequestError(
@@ -190,8 +240,21 @@ class Endpoints:
                     expected="numbers of the size that training saw",
                     fix="correct the numbers of this row",
                 )
-        self.service.metrics.add("fullrank_rows_total", len(batch), path=path)
+        self.service.metrics.add("fullrank_rows_total", rows, path=path)
         return scores
+
+
+def _index(serving: Serving) -> Retrieval:
+    if serving.retrieval is not None:
+        return serving.retrieval
+    raise RequestError(
+        "this artefact has no item index",
+        status=404,
+        where="the artefact",
+        found="no index",
+        expected="an artefact whose model has two sides, with an index",
+        fix="make one with `fullrank index ARTIFACT ITEMS`, then reload",
+    )
 
 
 def create_app(service: Service) -> Any:

@@ -62,6 +62,10 @@ class Query:
             raise _wrong(name, text, f"a whole number from {least} to {most}")
         return int(text)
 
+    def says(self, name: str) -> bool:
+        """Tells whether the query has a parameter."""
+        return name in self._values
+
     def deadline(self, default_ms: float) -> float:
         """Returns when the answer is due, by the clock of the event loop."""
         if "deadline_ms" not in self._values:

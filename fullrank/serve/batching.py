@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from fullrank.errors import OverloadedError
 from fullrank.serve.engine import concatenated
 
 Scores = dict[str, np.ndarray]
+T = TypeVar("T")
+_MOST_RETRY_SECONDS = 60.0
 _NEWEST = 0.2  # weight of the newest measurement of the pace
 
 
@@ -83,6 +85,7 @@ class Batcher:
         self.scorer, self.config, self._seen = scorer, config, seen
         self.waiting_rows = 0
         self._running_rows = 0
+        self._calls, self._call_seconds = 0, 0.0  # that wait or run, and how long one took
         self._pace = 1.0  # seconds that a batch takes / seconds that it took on a quiet machine
         self._jobs: deque[_Job] = deque()
         self._wake = asyncio.Event()
@@ -93,7 +96,10 @@ class Batcher:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def require_room(self, rows: int, deadline: float) -> None:
-        """Refuses rows that would not be scored in time.
+        """Refuses rows that would not be scored in time, given what is ahead of them.
+
+        An idle model takes whatever comes: were its last measurement a stall of the machine, it
+        would otherwise never measure again.
 
         Args:
             rows: of a request; 0 asks whether there is any point in reading one.
@@ -103,13 +109,15 @@ class Batcher:
             OverloadedError: with the seconds until there may be room.
         """
         ahead = self.waiting_rows + self._running_rows
-        wait = self._pace * self.scorer.seconds(ahead + rows)
+        calls = self._calls * self._call_seconds
+        wait = calls + self._pace * self.scorer.seconds(ahead + rows)
         now = asyncio.get_running_loop().time()
         full = self.waiting_rows and self.waiting_rows + rows > self.config.queue_rows
-        if full or now + wait > deadline:
+        busy = ahead or self._calls
+        if full or now > deadline or (busy and now + wait > deadline):
             raise OverloadedError(
                 "the server is too busy for this request",
-                retry_seconds=max(1, math.ceil(self._pace * self.scorer.seconds(ahead))),
+                retry_seconds=max(1, math.ceil(min(wait, _MOST_RETRY_SECONDS))),
                 where="the queue",
                 found=f"{ahead:,} rows ahead, {wait * 1e3:,.0f} ms of work with this request",
                 expected=f"{max(0.0, deadline - now) * 1e3:,.0f} ms of work",
@@ -135,13 +143,37 @@ class Batcher:
             async with asyncio.timeout_at(deadline):
                 return await job.answer
         except TimeoutError as cause:
-            raise OverloadedError(
-                "the request was not scored in time",
-                where="the queue",
-                found=f"{len(batch):,} rows that waited until their deadline",
-                expected="an answer before the deadline",
-                fix="ask again later, with fewer rows, or with a longer deadline",
-            ) from cause
+            raise _too_late(len(batch)) from cause
+
+    async def call(self, work: Callable[[], T], deadline: float) -> T:
+        """Does work of another kind on the thread of the model, such as searching an index.
+
+        Raises:
+            OverloadedError: it would not be, or was not, done before its deadline.
+        """
+        self.require_room(0, deadline - (self._call_seconds if self._calls else 0.0))
+        self._calls += 1
+
+        def timed() -> T:
+            began = perf_counter()
+            try:
+                return work()
+            finally:
+                seconds = perf_counter() - began
+                self._call_seconds += _NEWEST * (seconds - self._call_seconds)
+
+        done = asyncio.get_running_loop().run_in_executor(self._pool, timed)
+        done.add_done_callback(self._called)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.shield(done)
+        except TimeoutError as cause:
+            raise _too_late(0) from cause
+
+    def _called(self, done: asyncio.Future[Any]) -> None:
+        self._calls -= 1
+        if not done.cancelled():
+            done.exception()  # seen, also where nobody waits any more
 
     async def close(self) -> None:
         """Ends after every request that waits has been answered."""
@@ -205,3 +237,13 @@ class Batcher:
 
     def _scored(self, jobs: list[_Job]) -> Scores:
         return self.scorer.score(concatenated([job.batch for job in jobs]))
+
+
+def _too_late(rows: int) -> OverloadedError:
+    return OverloadedError(
+        "the request was not scored in time",
+        where="the queue",
+        found=f"{rows:,} rows that waited until their deadline" if rows else "a search",
+        expected="an answer before the deadline",
+        fix="ask again later, with fewer rows, or with a longer deadline",
+    )

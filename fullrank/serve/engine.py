@@ -23,7 +23,7 @@ from fullrank.data.spec import Column, History, Target
 from fullrank.errors import DataFormatError
 from fullrank.serve.artifact import Artifact, read_manifest, versions
 from fullrank.serve.block_sizes import Score, score_in_sizes, try_blocks
-from fullrank.serve.example import example_rank, example_rows
+from fullrank.serve.example import example_rank, example_rows, example_user
 from fullrank.serve.forms import Form, make_form
 from fullrank.serve.predictor import Predictor, calibrated
 from fullrank.serve.values import ValueEncoder, side_by_side
@@ -136,7 +136,12 @@ class Engine:
     @cached_property
     def _example(self) -> dict[str, Any]:
         rows = example_rows(self.featurizer, 3)
-        return {"score": {"rows": rows}, "rank": example_rank(rows, self.wire.sides)}
+        sides = self.wire.sides
+        return {
+            "score": {"rows": rows},
+            "rank": example_rank(rows, sides),
+            "retrieve": example_user(rows[0], sides),
+        }
 
     def schema_example(self) -> dict[str, Any]:
         """Returns endpoint -> a request that it answers, made of values seen in training."""

@@ -29,6 +29,12 @@ def example_rows(featurizer: Featurizer, count: int) -> list[dict[str, Any]]:
     return rows
 
 
+def example_user(row: dict[str, Any], sides: Sides) -> dict[str, Any]:
+    """Returns a retrieval: what a row says of its user and context."""
+    items = {name for c in sides.item for name in _raw(c)}
+    return {"user": {k: v for k, v in row.items() if k not in items}}
+
+
 def example_rank(rows: Sequence[dict[str, Any]], sides: Sides) -> dict[str, Any]:
     """Returns a ranking: the user of the first row, and the items of all of them.
 

@@ -21,6 +21,7 @@ from typing import Any
 from fullrank.disk import write_text, written_whole
 from fullrank.errors import ArtifactError
 from fullrank.serve.artifact import Artifact, read_manifest
+from fullrank.serve.retrieval import FILE
 
 _CURRENT = "current.json"
 _KEPT = 2  # generations: the current one, and the one that slow workers may still be loading
@@ -55,7 +56,8 @@ class Generations:
         name = f"g-{time.time_ns()}"
         with written_whole(self.folder / name) as draft:
             draft.mkdir()
-            for file in ("artifact.json", *manifest["files"]):
+            beside = [FILE] if (source / FILE).is_file() else []  # it says whose items it has
+            for file in ("artifact.json", *manifest["files"], *beside):
                 (draft / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / file, draft / file)
             Artifact.load(draft)

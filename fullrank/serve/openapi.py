@@ -70,8 +70,13 @@ def _paths(engine: Engine) -> Plain:
         _query("pricing", {"enum": ["second", "first"]}, "which price a winner pays"),
         _query("slots", rows, "how many bids win; 1 by default"),
         _query("reserve_micros", micros, "least expected value of a thousand impressions"),
+        _query("retrieve", rows, "items of the index that take part, instead of candidates"),
     ]
     examples = engine.schema_example()
+    retrieve = _post("retrieve", "Retrieve", "Find the items that a user likes best",
+                     [deadline, label, _query("k", rows, "how many; 10 by default")],
+                     examples["retrieve"])  # fmt: skip
+    retrieve["responses"]["404"] = _problem("404")
     bids = [1_000_000 + 250_000 * i for i in range(len(examples["rank"]["candidates"]))]
     return {
         "/v1/score": {"post": _post("score", "Score", "Score rows", [deadline],
@@ -80,6 +85,7 @@ def _paths(engine: Engine) -> Plain:
                                    examples["rank"], arrow=True)},
         "/v1/auction": {"post": _post("auction", "Auction", "Give slots to bids", auction,
                                       examples["rank"] | {"bids_micros": bids})},
+        "/v1/retrieve": {"post": retrieve},
         "/v1/reload": {"post": {
             "operationId": "reload",
             "summary": "Load the artefact folder again and swap it in",
@@ -166,11 +172,14 @@ def _schemas(engine: Engine) -> Plain:
         "Candidate": _object(engine, sides.item, sides.context),
         "ScoreRequest": _closed({"rows": _list(_ref("Row"), **many)}, ["rows"]),
         "RankRequest": _closed(ranking, required),
-        "AuctionRequest": _closed(
-            ranking | {"bids_micros": _list(micros, **many)}, [*required, "bids_micros"]
-        ),
+        "AuctionRequest": {"anyOf": [
+            _closed(ranking | {"bids_micros": _list(micros, **many)}, [*required, "bids_micros"]),
+            _ref("RetrieveRequest"),
+        ]},
+        "RetrieveRequest": _closed({"user": _ref("User")}, required[:-1]),
         "ScoreResponse": _open({"model": model["model"], "scores": scores}),
         "RankResponse": _open(model | {"order": _list({"type": "integer"}), "scores": scores}),
+        "RetrieveResponse": _open(model | {"items": _list(_SCALAR), "scores": scores}),
         "AuctionResponse": _open(model | {"awards": _list(_open(award))}),
         "Problem": _open(
             {n: {"type": "string"} for n in ("type", "title", "detail", "where", "found")}

@@ -10,7 +10,7 @@ import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess
@@ -48,6 +48,7 @@ class ServerConfig:
     deadline_ms: float = Limits.deadline_ms
     threads: int = 1
     form: Form = "eager"
+    search: Literal["exact", "hnsw"] = "exact"
 
     def __post_init__(self) -> None:
         whole = ("workers", "max_batch", "queue_rows", "max_rows", "threads")
@@ -85,6 +86,7 @@ class ServerConfig:
                 threads=self.threads,
             ),
             form=self.form,
+            search=self.search,
             runtime=runtime,
         )
 

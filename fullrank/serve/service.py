@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from fullrank.errors import ArtifactError, FullrankError, RequestError
 from fullrank.serve.batching import Batcher, BatchingConfig
@@ -18,7 +18,10 @@ from fullrank.serve.engine import MAX_ROWS, Engine
 from fullrank.serve.forms import Form
 from fullrank.serve.generations import Generations
 from fullrank.serve.metrics import Metrics, Snapshot
+from fullrank.serve.pipeline import Retrieval
+from fullrank.serve.retrieval import FILE
 
+Loaded: TypeAlias = tuple[Engine, Retrieval | None]
 log = logging.getLogger("fullrank.serve")
 
 _FOLLOW_SECONDS, _REPORT_EVERY = 0.25, 4  # a look at the current generation; a report each 4th
@@ -53,6 +56,7 @@ class ServiceConfig:
         limits: of requests.
         batching: how requests wait.
         form: what runs the model; see `serve.forms`.
+        search: how items are found, where the artefact has an index of them.
         runtime: folder that several workers share; None for a single one.
     """
 
@@ -60,14 +64,16 @@ class ServiceConfig:
     limits: Limits = field(default_factory=Limits)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     form: Form = "eager"
+    search: Literal["exact", "hnsw"] = "exact"
     runtime: Path | None = None
 
 
 @dataclass(eq=False)
 class Serving:
-    """An engine and the requests that wait for it."""
+    """An engine, the index of its items if there is one, and the requests that wait for them."""
 
     engine: Engine
+    retrieval: Retrieval | None
     batcher: Batcher
     leases: int = 0
 
@@ -115,13 +121,13 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Serves: batches are scored, SIGHUP reloads, other workers are followed."""
         loop = asyncio.get_running_loop()
-        self.serving = self._serving(self._first)
+        self.serving = self._serving(*self._first)
         signals = [s for s in ("SIGHUP",) if hasattr(signal, s)]
         with suppress(ValueError, RuntimeError):  # only the main thread hears signals
             for name in signals:
                 loop.add_signal_handler(getattr(signal, name), self._hangup)
         follow = loop.create_task(self._follow()) if self._generations else None
-        log.info("serving %s (%s)", self._first.artifact.model, self._first.fingerprint)
+        log.info("serving %s (%s)", *_told(self._first[0]))
         try:
             yield
         finally:
@@ -154,17 +160,17 @@ class Service:
         async with self._reloading:
             before = self.serving.engine.fingerprint
             try:
-                engine, generation = await asyncio.to_thread(self._load_new)
+                loaded, generation = await asyncio.to_thread(self._load_new)
             except FullrankError as error:
                 self.metrics.add("fullrank_reloads_total", result="refused")
                 log.warning("kept %s: %s", before, str(error).replace("\n", ";"))
                 raise
-            self._switch(engine)
+            self._switch(loaded)
             self.metrics.add("fullrank_reloads_total", result="swapped")
             switched, workers = await self._others(generation)
         return {
             "before": before,
-            "model": engine.fingerprint,
+            "model": loaded[0].fingerprint,
             "workers": workers,
             "switched": switched,
         }
@@ -191,34 +197,44 @@ class Service:
             return self._generations.path(self._generation)
         return self.config.artifact
 
-    def _load(self, folder: Path) -> Engine:
+    def _load(self, folder: Path) -> Loaded:
         with _reading(folder):
-            return Engine.load(
+            engine = Engine.load(
                 folder, self.config.batching.threads, self.config.form, self.limits.max_rows
             )
+            if not (folder / FILE).exists():
+                return engine, None
+            retrieval = Retrieval.load(folder, engine, self.config.search)
+        if found := retrieval.measured:
+            log.info(
+                "hnsw finds %.4f of the first %d items, in %.3f ms; looking at all takes %.3f ms",
+                found.recall, found.at, 1e3 * found.seconds, 1e3 * found.exact_seconds,
+            )  # fmt: skip
+        return engine, retrieval
 
-    def _load_new(self) -> tuple[Engine, str]:
+    def _load_new(self) -> tuple[Loaded, str]:
         source = self.config.artifact
-        engine = self._load(source)
+        loaded = self._load(source)
         if not self._generations:
-            return engine, ""
+            return loaded, ""
         with _reading(source):
-            name = self._generations.keep(source, engine.fingerprint)
+            name = self._generations.keep(source, loaded[0].fingerprint)
             self._generation = name  # before it is published, or this worker would follow itself
             self._generations.publish(name)
-        return engine, name
+        return loaded, name
 
-    def _serving(self, engine: Engine) -> Serving:
-        return Serving(engine, Batcher(engine, self.config.batching, self._batch_seen))
+    def _serving(self, engine: Engine, retrieval: Retrieval | None) -> Serving:
+        batcher = Batcher(engine, self.config.batching, self._batch_seen)
+        return Serving(engine, retrieval, batcher)
 
     def _batch_seen(self, rows: int, seconds: float) -> None:
         self.metrics.observe("fullrank_batch_rows", rows)
         self.metrics.observe("fullrank_batch_seconds", seconds)
 
-    def _switch(self, engine: Engine) -> None:
-        old, self.serving = self.serving, self._serving(engine)
+    def _switch(self, loaded: Loaded) -> None:
+        old, self.serving = self.serving, self._serving(*loaded)
         self._start(old.retire())
-        log.info("now serving %s (%s)", engine.artifact.model, engine.fingerprint)
+        log.info("now serving %s (%s)", *_told(loaded[0]))
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -259,9 +275,9 @@ class Service:
             name = self._generations.current()
             if name not in (self._generation, refused):
                 try:
-                    engine = await asyncio.to_thread(self._load, self._generations.path(name))
+                    loaded = await asyncio.to_thread(self._load, self._generations.path(name))
                     self._generation = name
-                    self._switch(engine)
+                    self._switch(loaded)
                     turn = 0
                 except FullrankError as error:
                     refused = name
@@ -270,6 +286,10 @@ class Service:
                 self._report()
             turn += 1
             await asyncio.sleep(_FOLLOW_SECONDS)
+
+
+def _told(engine: Engine) -> tuple[str, str]:
+    return engine.artifact.model, engine.fingerprint
 
 
 @contextmanager

@@ -93,6 +93,7 @@ class Wire:
         auction = _body("AuctionRequest", [user, ("candidates", self._candidates), bids])
         self._score, self._rank = msgspec.json.Decoder(score), msgspec.json.Decoder(rank)
         self._auction = msgspec.json.Decoder(auction)
+        self._user = msgspec.json.Decoder(_body("RetrieveRequest", [user]))
 
     def _struct(self, name: str, own: Sequence[Column], free: Sequence[Column] = ()) -> Any:
         """Returns a type with the raw columns of `own`, and those of `free` as far as given."""
@@ -141,6 +142,16 @@ class Wire:
         """
         request = self._decoded(self._auction, body)
         return *self._two_sides([request.user], request.candidates), request.bids_micros
+
+    def user_request(self, body: bytes) -> Given:
+        """Reads {"user": {...}}, with the context, to which items are to be found.
+
+        Raises:
+            RequestError: the body is no JSON, or not of this form; status 400, 413 or 422.
+        """
+        user = self._given([self._decoded(self._user, body).user], "user")
+        self.require_once(set(user.columns), set())
+        return user
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> Given:
         """Returns rows that are Python objects already, held to the same types."""

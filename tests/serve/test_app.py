@@ -21,9 +21,13 @@ from fullrank.serve.app import create_app
 from fullrank.serve.ask import digest
 from fullrank.serve.auction import AuctionRules, run_auction
 from fullrank.serve.block_sizes import Blocks
+from fullrank.serve.engine import Engine
+from fullrank.serve.pipeline import Pipeline, Retrieval
 from fullrank.serve.predictor import Predictor
+from fullrank.serve.retrieval import ItemIndex
 from fullrank.serve.service import Limits, Service, ServiceConfig
 
+from . import catalogue
 from .conftest import make_artifact, make_log
 
 ROWS = make_log(40, seed=1).drop("click", "buy")
@@ -192,9 +196,9 @@ def test_the_service_describes_itself_and_its_examples_are_answered(folder):
         for path, methods in paths.items()
         if "requestBody" in methods.get("post", {})
     }
-    assert sorted(examples) == ["/v1/auction", "/v1/rank", "/v1/score"]
+    assert sorted(examples) == ["/v1/auction", "/v1/rank", "/v1/retrieve", "/v1/score"]
     answers = asked(folder, *(post(path, example) for path, example in examples.items()))
-    assert [a.status_code for a in answers] == [200, 200, 200]
+    assert sorted(a.status_code for a in answers) == [200, 200, 200, 404]  # there is no index
     assert model.json()["example"]["score"] == examples["/v1/score"]
     refs = [line for line in json.dumps(document.json()).split('"') if line.startswith("#/comp")]
     known = document.json()["components"]["schemas"]
@@ -222,6 +226,63 @@ def test_numbers_count_what_happened(folder):
         "fullrank_queue_rows{} 0",
     ):
         assert line in lines
+
+
+# ---- items of an index
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    """An artefact of two towers with an index and bids."""
+    place = catalogue.save_artifact(tmp_path_factory.mktemp("shop") / "artifact")
+    engine = Engine.load(place)
+    index = ItemIndex.build(engine.predictor, catalogue.catalogue(), bid="bid")
+    index.save(place, engine.fingerprint)
+    return place
+
+
+def test_items_are_retrieved_ranked_and_sold_as_the_pipeline_does(shop):
+    engine = Engine.load(shop)
+    retrieval = Retrieval.load(shop, engine)
+    user = engine.schema_example()["retrieve"]["user"]
+    found = retrieval.retrieve(user, 7)
+    label = engine.labels[0]
+    names = retrieval.index.items[retrieval.index.item].gather(found.places).to_list()
+    candidates = retrieval.index.rows(found.places)
+    expected = engine.score(engine.encode_rank(user, candidates))[label]
+    got, ten, ranked, sold, refused = asked(
+        shop,
+        post("/v1/retrieve?k=7", {"user": user}),
+        post("/v1/retrieve", {"user": user}),
+        post("/v1/rank", {"user": user, "candidates": candidates}),
+        post("/v1/auction?retrieve=20&slots=2", {"user": user}),
+        post("/v1/retrieve", {"user": {}}),
+    )
+    assert got.json()["items"] == names
+    assert got.json()["scores"][label] == found.probabilities[label].tolist()
+    assert len(ten.json()["items"]) == 10
+    order = ranked.json()["order"]
+    assert ranked.json()["scores"][label] == expected[order].tolist() == sorted(expected)[::-1]
+    placed = Pipeline(retrieval, None, label).run(user, 20, AuctionRules(slots=2))
+    assert [a["item"] for a in sold.json()["awards"]] == [p.item for p in placed]
+    assert [a["price_micros"] for a in sold.json()["awards"]] == [
+        p.award.price_micros for p in placed
+    ]
+    assert is_problem(refused, 422)
+
+
+def test_a_search_that_cannot_be_done_in_time_is_refused(shop):
+    async def late(client: httpx.AsyncClient, service: Service) -> list[httpx.Response]:
+        example = service.serving.engine.schema_example()["retrieve"]
+        batcher = service.serving.batcher
+        batcher._call_seconds, batcher._calls = 99.0, 1
+        requests = [post("/v1/retrieve?deadline_ms=500", example)]
+        requests.append(post("/v1/retrieve?deadline_ms=60000", example))
+        return [await client.send(r) for r in requests]
+
+    refused, also = served(shop, late)
+    assert is_problem(refused, 429)
+    assert is_problem(also, 429)
 
 
 # ---- refusals
@@ -343,7 +404,8 @@ def test_bodies_together_have_a_bound(folder):
 
 def test_a_deadline_that_cannot_be_met_is_refused_with_a_time_to_ask_again(folder):
     async def late(client: httpx.AsyncClient, service: Service) -> httpx.Response:
-        service.serving.batcher._pace = 1e6  # the machine is very slow today
+        batcher = service.serving.batcher
+        batcher._pace, batcher._running_rows = 1e6, 1  # busy, on a machine that is slow today
         return await client.send(post("/v1/score?deadline_ms=1", one()))
 
     answer = served(folder, late)

@@ -142,17 +142,51 @@ def test_more_rows_than_may_wait_are_refused_at_once():
 
 
 def test_what_cannot_be_done_before_its_deadline_is_refused_on_arrival():
-    async def one(batcher: Batcher, scorer: Scorer) -> None:
-        with pytest.raises(OverloadedError, match="too busy"):
-            await batcher.submit(rows(*range(50)), later(0.4))
-        await batcher.submit(rows(*range(50)), later(0.6))
-        batcher.require_room(50, later(0.6))
+    async def busy(batcher: Batcher, scorer: Scorer) -> None:
         with pytest.raises(OverloadedError):
-            batcher.require_room(50, later(-1))
+            batcher.require_room(1, later(-1))
+        batcher.require_room(50, later(0.4))  # nothing is ahead of them
+        scorer.go.clear()
+        first = asyncio.create_task(batcher.submit(rows(*range(10)), later()))
+        await until(scorer.started.is_set)
+        with pytest.raises(OverloadedError, match="too busy") as caught:
+            await batcher.submit(rows(*range(50)), later(5.9))
+        assert 6 <= caught.value.retry_seconds <= 7
+        batcher.require_room(50, later(6.1))
+        scorer.go.set()
+        await first
 
-    scorer = Scorer(seconds_per_row=0.01)  # half a second for fifty rows
-    batched(one, scorer)
+    scorer = Scorer(seconds_per_row=0.1)  # six seconds for sixty rows
+    batched(busy, scorer)
     assert len(scorer.batches) == 1
+
+
+def test_a_stall_of_the_machine_is_forgotten():
+    async def stalled(batcher: Batcher, scorer: Scorer) -> None:
+        batcher._pace = batcher._call_seconds = 1e9
+        await batcher.submit(rows(1), later())
+        assert await batcher.call(lambda: 3, later()) == 3
+        assert max(batcher._pace, batcher._call_seconds) < 0.9e9
+
+    batched(stalled, Scorer())
+
+
+def test_other_work_is_done_on_the_thread_of_the_model_and_in_time():
+    async def other(batcher: Batcher, scorer: Scorer) -> None:
+        assert await batcher.call(lambda: threading.current_thread().name, later()) == "scoring_0"
+        with pytest.raises(ZeroDivisionError):
+            await batcher.call(lambda: 1 // 0, later())
+        gate = threading.Event()
+        with pytest.raises(OverloadedError, match="not scored in time"):
+            await batcher.call(lambda: gate.wait(10), later(0.05))
+        batcher._call_seconds = 2.0  # and one is still running
+        with pytest.raises(OverloadedError, match="too busy"):
+            await batcher.call(lambda: 1, later(3))
+        gate.set()
+        await until(lambda: batcher._calls == 0)
+        assert await batcher.call(lambda: 1, later(1)) == 1
+
+    batched(other, Scorer())
 
 
 def test_a_deadline_that_passes_while_waiting_is_kept_and_costs_no_forward_pass():
@@ -178,8 +212,14 @@ def test_the_pace_follows_the_machine():
     async def slow(batcher: Batcher, scorer: Scorer) -> None:
         for _ in range(30):  # a nanosecond a row was promised, and is not kept
             await batcher.submit(rows(1), later())
-        with pytest.raises(OverloadedError):
+        scorer.go.clear()
+        scorer.started.clear()
+        busy = asyncio.create_task(batcher.submit(rows(1), later()))
+        await until(scorer.started.is_set)
+        with pytest.raises(OverloadedError, match="too busy"):
             await batcher.submit(rows(*range(10_000)), later(0.05))
+        scorer.go.set()
+        await busy
 
     batched(slow, Scorer(seconds_per_row=1e-9))
 
