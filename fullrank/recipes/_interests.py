@@ -162,7 +162,7 @@ class Interests:
             variant, dim=self.token_dim, embedding_dim=self.dim, length=self.window,
             windows=self.windows, dropout=self.dropout,
         )  # fmt: skip
-        train = replace(self.train, batch_size=256, epochs=8, patience=1, table_l2=0.0)
+        train = replace(self.train, batch_size=256, epochs=8, patience=2, table_l2=0.0)
         return replace(self._run("tokenformer", config, *gains), train=train)
 
     def _gain(self, over: str, paper: float | None = None, source: str = "") -> Gain:
