@@ -33,13 +33,13 @@ ROWS = make_log(80, seed=3)
 
 
 def tiny(name: str) -> nn.Module:
-    """A small model in eval mode, away from its initial values."""
+    """A small model in eval mode, as far from its initial values as law 12 moves one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = model_class(name)(SCHEMA, model_class(name).Config.tiny())
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.2 * torch.randn_like(parameter))
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 
 
@@ -59,7 +59,11 @@ def agree(name: str, form: str) -> None:
         for label, x in expected.items():
             assert found[label].shape == (rows,)
             assert found[label].dtype == torch.float32
-            assert close(found[label], x), (label, rows, empty)
+            if form == "onnx":  # its kernels are its own: held to the probabilities
+                gap = (found[label].double().sigmoid() - x.double().sigmoid()).abs()
+                assert float(gap.max()) <= 1e-6, (label, rows, empty)
+            else:
+                assert close(found[label], x), (label, rows, empty)
 
 
 # Of the others law 12 says the same for torch-export; for ONNX the slow test below does.
@@ -131,6 +135,23 @@ def test_a_form_that_scores_otherwise_is_refused(gap):
         assert "'buy'" in caught.value.where
 
 
+@pytest.mark.parametrize(
+    ("form", "gap", "fine"),
+    [("torch-export", 5e-5, False), ("onnx", 5e-5, False), ("onnx", 2e-6, True)],
+)
+def test_how_far_a_form_may_be_off(form, gap, fine):
+    model = tiny("lr")
+
+    def off(batch):
+        return {label: x + gap * (1 + x.abs()) for label, x in model.score(batch).items()}
+
+    if fine:
+        forms._require_equal(model.score, off, SCHEMA, form)
+    else:
+        with pytest.raises(ArtifactError, match="differ"):
+            forms._require_equal(model.score, off, SCHEMA, form)
+
+
 def test_a_model_beyond_the_format_and_a_missing_library_are_said(monkeypatch):
     monkeypatch.setattr(forms, "_MOST_BYTES", 10)
     with pytest.raises(ArtifactError, match="too large"):
@@ -140,13 +161,14 @@ def test_a_model_beyond_the_format_and_a_missing_library_are_said(monkeypatch):
         make_form(tiny("lr"), SCHEMA, "onnx")
 
 
-def test_converting_is_quiet_and_leaves_torch_and_logging_as_they_were(capfd):
+def test_converting_is_quiet_and_leaves_torch_and_logging_as_they_were(capfd, caplog):
     model = tiny("lr").train()
     torch.manual_seed(5)
     state, off = torch.get_rng_state(), logging.root.manager.disable
     make_form(model.eval(), SCHEMA, "onnx")
     assert torch.equal(torch.get_rng_state(), state)
     assert logging.root.manager.disable == off
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
     out = capfd.readouterr()
     assert (out.out, out.err) == ("", "")
 
