@@ -363,6 +363,12 @@ class Serve(Command):
     """What runs the model: torch, torch with its exported graph, or onnxruntime."""
     search: Literal["exact", "hnsw"] = "exact"
     """How items of an index are found; hnsw looks at few, and says at start what it misses."""
+    shadow_log: Path | None = None
+    """Folder for some of the served rows, which `fullrank predict --check` replays."""
+    shadow_every: int = 1009
+    """Of how many rows one is written; best a prime, so that it meets every place of a request."""
+    shadow_mb: float = 256.0
+    """Size of the shadow log; the oldest rows make room for new ones."""
 
     def run(self) -> dict[str, Any]:
         """Runs the command."""

@@ -31,6 +31,7 @@ from fullrank.serve.batching import Scores
 from fullrank.serve.openapi import openapi
 from fullrank.serve.pipeline import Pipeline, Retrieval
 from fullrank.serve.service import Service, Serving
+from fullrank.serve.shadow import raw_rows
 from fullrank.serve.watch import Watched
 from fullrank.serve.wire import Given
 
@@ -58,11 +59,11 @@ class Endpoints:
     async def _score(self, request: Request, query: Query, serving: Serving) -> Response:
         body = await self._body(request, query, serving)
         if is_arrow := _sends_arrow(request):
-            frame = arrow_body.read_streams(body, 1, serving.engine.wire.max_rows)[0]
-            batch = serving.engine.encode_rows(frame)
+            rows: Any = arrow_body.read_streams(body, 1, serving.engine.wire.max_rows)[0]
         else:
-            batch = serving.engine.encode_rows(serving.engine.wire.score_request(body))
-        scores = await self._scored(serving, batch, query, "score")
+            rows = serving.engine.wire.score_request(body)
+        batch = serving.engine.encode_rows(rows)
+        scores = await self._scored(serving, batch, query, "score", rows)
         model = serving.engine.fingerprint
         if _wants_arrow(request, is_arrow):
             return _arrow(dict(scores), model)
@@ -82,7 +83,7 @@ class Endpoints:
         if is_arrow := _sends_arrow(request):
             user, candidates = arrow_body.read_streams(body, 2, engine.wire.max_rows)
             batch = engine.encode_rank(user, candidates)
-            scores = await self._scored(serving, batch, query, "rank")
+            scores = await self._scored(serving, batch, query, "rank", user, candidates)
         else:
             given = engine.wire.rank_request(body)
             scores = await self._ranked(serving, *given, query, "rank")
@@ -213,24 +214,31 @@ class Endpoints:
         serving.batcher.require_room(0, query.deadline(self.service.limits.deadline_ms))
         return await read_body(request, self.service)
 
-    async def _scored(self, serving: Serving, batch: Batch, query: Query, path: str) -> Scores:
+    async def _scored(
+        self, serving: Serving, batch: Batch, query: Query, path: str, *raw: Any
+    ) -> Scores:
+        """Scores a batch; `raw` is what it was encoded from."""
         deadline = query.deadline(self.service.limits.deadline_ms)
         scores = await serving.batcher.submit(batch, deadline)
-        return self._sound(scores, len(batch), path)
+        return self._told(serving, batch, scores, path, raw)
 
     async def _ranked(
         self, serving: Serving, user: Given, candidates: Given, query: Query, path: str
     ) -> Scores:
         """Scores candidates; where an index knows them, only the user goes through the model."""
-        retrieval = serving.retrieval
+        retrieval, encode = serving.retrieval, serving.engine.encode_rank
         if retrieval is None:
-            batch = serving.engine.encode_rank(user, candidates)
-            return await self._scored(serving, batch, query, path)
+            batch = encode(user, candidates)
+            return await self._scored(serving, batch, query, path, user, candidates)
         deadline = query.deadline(self.service.limits.deadline_ms)
         scores = await serving.batcher.call(lambda: retrieval.rank(user, candidates), deadline)
-        return self._sound(scores, candidates.rows, path)
+        whole = encode(user, candidates) if serving.shadow else None  # a log has every value
+        return self._told(serving, whole, scores, path, (user, candidates))
 
-    def _sound(self, scores: Scores, rows: int, path: str) -> Scores:
+    def _told(
+        self, serving: Serving, batch: Batch | None, scores: Scores, path: str, raw: tuple[Any, ...]
+    ) -> Scores:
+        """Counts and logs what was scored, and refuses what is no number."""
         for label, x in scores.items():
             if not np.isfinite(x).all():
                 raise RequestError(
@@ -240,7 +248,10 @@ class Endpoints:
                     expected="numbers of the size that training saw",
                     fix="correct the numbers of this row",
                 )
+        rows = len(next(iter(scores.values())))
         self.service.metrics.add("fullrank_rows_total", rows, path=path)
+        if serving.shadow and batch is not None:
+            serving.shadow.offer(raw_rows(*raw), batch, scores)
         return scores
 
 

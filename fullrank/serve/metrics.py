@@ -22,6 +22,8 @@ _KINDS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "fullrank_batch_seconds": ("histogram", "of a forward pass", _SECONDS),
     "fullrank_queue_rows": ("gauge", "rows that wait", ()),
     "fullrank_buffered_bytes": ("gauge", "bodies being read", ()),
+    "fullrank_shadow_written_rows": ("gauge", "rows in the shadow log, of this artefact", ()),
+    "fullrank_shadow_dropped_rows": ("gauge", "rows that the disk could not take in time", ()),
     "fullrank_reloads_total": ("counter", "attempts to swap the artefact, by result", ()),
     "fullrank_model_info": ("gauge", "1 for the artefact that is served", ()),
 }

@@ -25,8 +25,10 @@ from fullrank.serve.forms import Form
 from fullrank.serve.generations import Generations
 from fullrank.serve.protocol import PatientProtocol
 from fullrank.serve.service import Limits, Service, ServiceConfig
+from fullrank.serve.shadow import ShadowConfig
 
 _ENVIRONMENT = "FULLRANK_SERVE"  # how workers learn their settings; no secret is in it
+_PATHS = ("artifact", "token_file", "shadow_log")
 _LEAST_TOKEN = 16  # characters
 _GRACE_SECONDS = 10
 
@@ -49,6 +51,9 @@ class ServerConfig:
     threads: int = 1
     form: Form = "eager"
     search: Literal["exact", "hnsw"] = "exact"
+    shadow_log: Path | None = None
+    shadow_every: int = ShadowConfig.every
+    shadow_mb: float = 256.0
 
     def __post_init__(self) -> None:
         whole = ("workers", "max_batch", "queue_rows", "max_rows", "threads")
@@ -87,7 +92,17 @@ class ServerConfig:
             ),
             form=self.form,
             search=self.search,
+            shadow=self._shadow(),
             runtime=runtime,
+        )
+
+    def _shadow(self) -> ShadowConfig | None:
+        if self.shadow_log is None:
+            return None
+        return ShadowConfig(
+            folder=self.shadow_log,
+            every=self.shadow_every,
+            max_bytes=int(self.shadow_mb * 2**20),
         )
 
 
@@ -103,12 +118,12 @@ def serve(config: ServerConfig, announce: Any = print) -> None:
         ConfigError: the address is taken, or the token file holds no token.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    tokens = read_tokens(config.token_file)
+    tokens, service = read_tokens(config.token_file), config.service()
     listener = _bound(config.host, config.port)
     host, port = listener.getsockname()[:2]
     try:
         if config.workers == 1:
-            app = create_app(Service(config.service(), tokens))
+            app = create_app(Service(service, tokens))
             announce(f"listening on http://{host}:{port}")
             uvicorn.Server(_uvicorn(app, config)).run([listener])
         else:
@@ -127,7 +142,7 @@ def app_from_environment() -> Any:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
     plain = json.loads(os.environ[_ENVIRONMENT])
     runtime = Path(plain.pop("runtime"))
-    for name in ("artifact", "token_file"):
+    for name in _PATHS:
         plain[name] = Path(plain[name]) if plain[name] else None
     config = ServerConfig(**plain)
     return create_app(Service(config.service(runtime), read_tokens(config.token_file)))
@@ -200,9 +215,8 @@ def _first_generation(config: ServerConfig, folder: Path) -> None:
 
 def _to_json(config: ServerConfig, runtime: Path) -> str:
     plain = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    plain |= {"artifact": str(config.artifact.resolve()), "runtime": str(runtime)}
-    plain["token_file"] = str(config.token_file.resolve()) if config.token_file else None
-    return json.dumps(plain)
+    plain |= {name: str(plain[name].resolve()) for name in _PATHS if plain[name]}
+    return json.dumps(plain | {"runtime": str(runtime)})
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -20,6 +20,7 @@ from fullrank.serve.generations import Generations
 from fullrank.serve.metrics import Metrics, Snapshot
 from fullrank.serve.pipeline import Retrieval
 from fullrank.serve.retrieval import FILE
+from fullrank.serve.shadow import ShadowConfig, ShadowLog
 
 Loaded: TypeAlias = tuple[Engine, Retrieval | None]
 log = logging.getLogger("fullrank.serve")
@@ -57,6 +58,7 @@ class ServiceConfig:
         batching: how requests wait.
         form: what runs the model; see `serve.forms`.
         search: how items are found, where the artefact has an index of them.
+        shadow: where some of the served rows are written; None for nowhere.
         runtime: folder that several workers share; None for a single one.
     """
 
@@ -65,6 +67,7 @@ class ServiceConfig:
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     form: Form = "eager"
     search: Literal["exact", "hnsw"] = "exact"
+    shadow: ShadowConfig | None = None
     runtime: Path | None = None
 
 
@@ -75,6 +78,7 @@ class Serving:
     engine: Engine
     retrieval: Retrieval | None
     batcher: Batcher
+    shadow: ShadowLog | None
     leases: int = 0
 
     async def retire(self) -> None:
@@ -82,6 +86,8 @@ class Serving:
         while self.leases:
             await asyncio.sleep(0.05)
         await self.batcher.close()
+        if self.shadow:
+            await asyncio.to_thread(self.shadow.close)
 
 
 class Service:
@@ -189,6 +195,9 @@ class Service:
         serving = self.serving
         self.metrics.put("fullrank_queue_rows", serving.batcher.waiting_rows)
         self.metrics.put("fullrank_buffered_bytes", self.buffered)
+        if shadow := serving.shadow:
+            self.metrics.put("fullrank_shadow_written_rows", shadow.written)
+            self.metrics.put("fullrank_shadow_dropped_rows", shadow.dropped)
         info = {"model": serving.engine.artifact.model, "fingerprint": serving.engine.fingerprint}
         self.metrics.put("fullrank_model_info", 1, **info)
 
@@ -224,8 +233,14 @@ class Service:
         return loaded, name
 
     def _serving(self, engine: Engine, retrieval: Retrieval | None) -> Serving:
-        batcher = Batcher(engine, self.config.batching, self._batch_seen)
-        return Serving(engine, retrieval, batcher)
+        config, shadow = self.config, None
+        batcher = Batcher(engine, config.batching, self._batch_seen)
+        if config.shadow:
+            threads = config.batching.threads
+            shadow = ShadowLog(
+                config.shadow, engine.artifact, engine.fingerprint, config.form, threads
+            )
+        return Serving(engine, retrieval, batcher, shadow)
 
     def _batch_seen(self, rows: int, seconds: float) -> None:
         self.metrics.observe("fullrank_batch_rows", rows)

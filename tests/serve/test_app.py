@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import re
@@ -24,8 +25,10 @@ from fullrank.serve.block_sizes import Blocks
 from fullrank.serve.engine import Engine
 from fullrank.serve.pipeline import Pipeline, Retrieval
 from fullrank.serve.predictor import Predictor
+from fullrank.serve.replay import Log, Replay
 from fullrank.serve.retrieval import ItemIndex
 from fullrank.serve.service import Limits, Service, ServiceConfig
+from fullrank.serve.shadow import ShadowConfig, log_files
 
 from . import catalogue
 from .conftest import make_artifact, make_log
@@ -61,12 +64,19 @@ def objects(frame: pl.DataFrame) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if v is not None} for row in frame.to_dicts()]
 
 
-def served(folder: Path, test: Test, *, tokens: tuple[str, ...] = (), **limits: Any) -> Any:
+def served(
+    folder: Path,
+    test: Test,
+    *,
+    tokens: tuple[str, ...] = (),
+    shadow: ShadowConfig | None = None,
+    **limits: Any,
+) -> Any:
     """Runs a coroutine with a client of a service."""
 
     async def run() -> Any:
         patient = {"deadline_ms": 60_000.0} | limits  # whatever else this machine does
-        config = ServiceConfig(artifact=folder, limits=Limits(**patient))
+        config = ServiceConfig(artifact=folder, limits=Limits(**patient), shadow=shadow)
         service = Service(config, tuple(digest(t.encode()) for t in tokens))
         transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
         async with (
@@ -486,6 +496,33 @@ def test_any_of_the_tokens_opens_and_probes_need_none(folder):
         tokens=("other-other-other", TOKEN),
     )
     assert [a.status_code for a in (scored, other, health, numbers)] == [200] * 4
+
+
+# ---- the shadow log
+
+
+@pytest.mark.parametrize("place", ["folder", "shop"])
+def test_what_is_served_replays_to_the_bit_from_the_shadow_log(request, tmp_path, place):
+    artifact = request.getfixturevalue(place)
+    engine = Engine.load(artifact)
+    example = engine.schema_example()
+    score, rank = example["score"], example["rank"]
+
+    async def ask(client: httpx.AsyncClient, service: Service) -> str:
+        for path, content in (("/v1/score", score), ("/v1/rank", rank)):
+            assert (await client.send(post(path, content))).status_code == 200
+        auction = rank | {"bids_micros": [1] * len(rank["candidates"])}
+        assert (await client.send(post("/v1/auction", auction))).status_code == 200
+        return (await client.send(get("/metrics"))).text
+
+    numbers = served(artifact, ask, shadow=ShadowConfig(folder=tmp_path / "log", every=1))
+    written = [row for path in log_files(tmp_path / "log") for row in Log.open(path).rows()]
+    assert len(written) == 3 * len(score["rows"])
+    assert "fullrank_shadow_dropped_rows" in numbers
+    replay = Replay(engine.featurizer, engine.score)
+    assert replay.check(written) == []
+    other = dataclasses.replace(written[0], scores=dict.fromkeys(written[0].scores, 0.5))
+    assert len(replay.check([other])) == 1
 
 
 # ---- swaps
