@@ -24,8 +24,9 @@ import fullrank.cli as cli
 from fullrank.serve import ask, metrics, server
 from fullrank.serve.app import create_app
 from fullrank.serve.auction import AuctionRules, run_auction
-from fullrank.serve.openapi import _STATUS, openapi
+from fullrank.serve.openapi import _STATUS
 from fullrank.serve.service import Service, ServiceConfig
+from fullrank.serve.shadow import ShadowConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "serving.md"
 BLOCKS: list[tuple[str, str]] = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.S)
@@ -42,6 +43,7 @@ def exchanges() -> list[tuple[list[str], Any]]:
 
 
 EXCHANGES = exchanges()
+DOCUMENT = ["curl", "-s", "localhost:8000/openapi.json"]
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +63,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             yield place
         finally:
             os.chdir(before)
-    assert [s.artifact for s in served] == [Path("run")]
+    assert {s.artifact for s in served} == {Path("run")}
 
 
 def _run(words: list[str]) -> None:
-    if words[:1] == ["fullrank"]:
+    if words[:1] == ["fullrank"] and "--check" not in words:  # nothing was served yet
         words = [SMALLER.get(word, word) for word in words[1:]]
         more = ["--set", "train.epochs=1"] if words[0] == "train" else []
         assert cli.main([*words, *more]) == 0, words
@@ -78,14 +80,16 @@ def _run(words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def answers(shop: Path) -> list[httpx.Response]:
-    """The answers to the page's requests, in their order."""
+    """The answers to the page's requests, in their order, and the document of the endpoints."""
 
     async def ask_all() -> list[httpx.Response]:
-        service = Service(ServiceConfig(artifact=shop / "run" / "artifact"))
+        log = ShadowConfig(folder=shop / "shadow", every=1)
+        service = Service(ServiceConfig(artifact=shop / "run" / "artifact", shadow=log))
         async with service.running():
             carrier = httpx.ASGITransport(create_app(service))
             async with httpx.AsyncClient(transport=carrier) as client:
-                return [await _send(client, words) for words, _ in EXCHANGES]
+                asked = [*(words for words, _ in EXCHANGES), DOCUMENT]
+                return [await _send(client, words) for words in asked]
 
     return asyncio.run(ask_all())
 
@@ -130,10 +134,8 @@ def test_an_answer_has_the_form_that_the_page_shows(
 
 
 def test_the_numbers_of_the_page_agree_with_one_another() -> None:
-    by_path = {words[2].partition("/v1/")[2]: (words, said) for words, said in EXCHANGES[:4]}
-    [(asked, sold)] = [x for name, x in by_path.items() if name.startswith("auction")]
-    [(_, ranked)] = [x for name, x in by_path.items() if name.startswith("rank")]
-    [(_, scored)] = [x for name, x in by_path.items() if name == "score"]
+    scored, ranked, sold = (said for _, said in EXCHANGES[1:4])
+    asked = EXCHANGES[3][0]
     assert scored["model"] == ranked["model"] == sold["model"]
     for place, chance in zip(ranked["order"], ranked["scores"]["click"], strict=True):
         if place < 2:  # candidates that were scored as rows too
@@ -180,11 +182,22 @@ def test_states_are_those_of_the_server() -> None:
     assert shown == _STATUS.keys() | {"405"}  # a path of the document has its methods
 
 
-def test_endpoints_are_those_of_the_document(shop: Path) -> None:
-    service = Service(ServiceConfig(artifact=shop / "run" / "artifact"))
-    paths = openapi(service._first, secured=False)["paths"]
+def test_endpoints_are_those_of_the_document(answers: list[httpx.Response]) -> None:
+    paths = answers[-1].json()["paths"]
     real = {f"{method.upper()} {path}" for path, of in paths.items() for method in of}
     assert {row[0] for row in rows_of_table("| path |")} == real
+
+
+def test_what_was_served_replays_as_the_page_says(
+    shop: Path, answers: list[httpx.Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [line] = [x for _, text in BLOCKS for x in text.splitlines() if "--check" in x]
+    monkeypatch.chdir(shop)
+    assert cli.main(shlex.split(line)[1:]) == 0
+    rows = [x for log in (shop / "shadow").iterdir() for x in log.read_text().splitlines()[1:]]
+    assert rows
+    assert all("user" not in json.loads(row)["raw"] for row in rows)
+    assert any("device" in json.loads(row)["raw"] for row in rows)
 
 
 def test_the_manifest_agrees_with_the_image() -> None:
