@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fullrank.config import require
 from fullrank.models.dcnv2 import DCNv2
 from fullrank.models.dien import DIEN
 from fullrank.models.din import DIN
@@ -37,7 +36,6 @@ class Interests:
         dim: width of a field embedding.
         hidden: widths of deep parts.
         dropout: of deep parts and of TokenFormer's blocks.
-        category: the column by which SIM searches hard; "" where the log has none.
         window: newest events that are read; None for all that the data keeps.
         token_dim: width of TokenFormer's tokens.
         windows: of its sliding layers.
@@ -49,7 +47,6 @@ class Interests:
     dim: int
     hidden: tuple[int, ...]
     dropout: float
-    category: str = ""
     window: int | None = None
     token_dim: int = 32
     windows: tuple[int, int] = (12, 6)
@@ -84,21 +81,9 @@ class Interests:
 
     def sim(self) -> Recipe:
         """SIM with soft search."""
-        return self._run("sim", self._sim(), self._gain("mlp"))
-
-    def sim_hard(self) -> Recipe:
-        """SIM with hard search: events of the target's category."""
-        require(
-            bool(self.category),
-            where=f"{self.prefix}_sim_hard",
-            found="a log without categories",
-            expected="a column of events that tells their category",
-            fix=f"run {self.prefix}_sim, which searches by relevance",
-        )
         config = SIM.Config(
-            dim=self.dim, length=self.window, hidden=self.hidden, dropout=self.dropout,
-            search="hard", category=self.category,
-        )  # fmt: skip
+            dim=self.dim, length=self.window, hidden=self.hidden, dropout=self.dropout
+        )
         return self._run("sim", config, self._gain("mlp"))
 
     def fedin(self) -> Recipe:
@@ -151,11 +136,6 @@ class Interests:
     def tokenformer_a10(self) -> Recipe:
         """The plain Transformer with as many parameters as the gated one."""
         return self._tokenformer("A10")
-
-    def _sim(self) -> Any:
-        return SIM.Config(
-            dim=self.dim, length=self.window, hidden=self.hidden, dropout=self.dropout
-        )
 
     def _tokenformer(self, variant: str, *gains: Gain) -> Recipe:
         config = TokenFormer.Config.variant(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fullrank.data.datasets.amazon_beauty import AmazonBeauty
 from fullrank.recipes._interests import Interests
 from fullrank.train.config import TrainConfig
+from fullrank.workflow.recipe import Recipe
 
 RECIPES: Interests = Interests(
     dataset=AmazonBeauty(length=20, newest=4),
@@ -13,6 +16,11 @@ RECIPES: Interests = Interests(
     dim=16,
     hidden=(128, 64),
     dropout=0.2,
-    category="category",
     window=20,
 )
+
+
+def sim_hard() -> Recipe:
+    """SIM with hard search: the newest events of the target's category."""
+    soft = RECIPES.sim()
+    return replace(soft, config=replace(soft.config, search="hard", category="category"))

@@ -13,6 +13,5 @@ RECIPES: Interests = Interests(
     dim=16,
     hidden=(128, 64),
     dropout=0.0,
-    category="category",
     windows=(24, 12),
 )
