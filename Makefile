@@ -58,15 +58,14 @@ rankers: $(STAMP)
 	$(VENV)/bin/fullrank compare $(POINTS:%=interactions_%) --seeds 5 --name interactions
 	$(PY) studies/run.py rankers
 
-# Models that read a user's past, on logs with one; TokenFormer's variants where it learns in minutes.
-PAST := mlp dcnv2 din dien sim fedin fedin_time
+# Models that read a user's past, on logs with one; TokenFormer's variants where they learn in minutes.
 STREAM := tokenformer tokenformer_a0 tokenformer_a1
-PAST_collm_past := $(PAST) $(STREAM)
-PAST_ml_100k_past := mlp dcnv2 din dien sim fedin $(STREAM)
-PAST_beauty := mlp dcnv2 din dien sim sim_hard fedin
-PAST_games := mlp din sim fedin
-PAST_habits := mlp din fedin fedin_time
-PAST_habits_off := mlp din fedin fedin_time
+PAST_collm_past := mlp dcnv2 din dien sim fedin fedin_time $(STREAM)
+PAST_ml_100k_past := mlp din dien
+PAST_beauty := mlp din dien sim_hard fedin
+PAST_games := mlp din fedin
+PAST_habits := mlp din fedin
+PAST_habits_off := mlp din fedin
 
 sequence: $(STAMP)
 	$(foreach log,collm_past ml_100k_past beauty games habits habits_off,$(VENV)/bin/fullrank compare \
