@@ -149,6 +149,14 @@ def test_streams_are_read_back():
     assert pa.ipc.open_stream(answer).read_all().to_pydict() == {"click": [0.5]}
 
 
+def test_a_name_inside_of_a_type_may_be_no_text():
+    table = pa.table({"past": pa.array([[1], [2, 3]], pa.list_(pa.field("abcdefgh", pa.int64())))})
+    whole = stream(table)
+    assert whole.count(b"abcdefgh") == 1
+    frame = read_streams(whole.replace(b"abcdefgh", b"\xff\xfe\xfd\xfcefgh"), 1, 10)[0]
+    assert frame["past"].to_list() == [[1], [2, 3]]
+
+
 def lying() -> bytes:
     """Offsets that point outside of the values."""
     lists = pa.array([[1], [2, 3]], pa.list_(pa.int64()))
@@ -175,6 +183,9 @@ ARROW = {
     "lists of lists": stream(pa.table({"past": [[[1]]]})),
     "time": stream(pa.table({"user": pa.array([1], pa.timestamp("s"))})),
     "offsets": lying(),
+    "no text": stream(pa.table({"user": ["abcdefgh"]})).replace(
+        b"abcdefgh", b"\xff\xfe\xfd\xfcefgh"
+    ),
 }
 
 
