@@ -195,7 +195,6 @@ class Batcher:
         """Waits for company after the first request."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self.config.max_wait_ms / 1e3
-        await asyncio.sleep(0)  # requests that were read in the same turn arrive now
         while self.waiting_rows < self.config.max_batch and not self._closing:
             if (left := until - loop.time()) <= 0:
                 return
