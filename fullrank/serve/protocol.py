@@ -34,15 +34,13 @@ class PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Reads; the clock runs while no request is whole, and rests while one is answered."""
+        """Reads; the clock runs unless a request is being answered.
+
+        Between requests, and after an answer that came before the end of a body, uvicorn's own
+        clock runs, until there is something to read.
+        """
         super().data_received(data)
         self._watch()
-
-    def on_response_complete(self) -> None:
-        """Gives a body that was answered before it ended some time to end."""
-        super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:
-            self._watch()
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is no HTTP."""

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -544,6 +545,9 @@ def test_a_new_artefact_is_swapped_in_and_a_bad_one_is_not(log, tmp_path, caplog
         seen += [await scores(), await client.send(reload), await scores()]
         (folder / "weights.safetensors").write_bytes(b"broken")
         seen += [await client.send(reload), await scores()]
+        async with asyncio.timeout(30):  # what served before is gone, its thread included
+            while sum(t.name.startswith("scoring") for t in threading.enumerate()) > 1:
+                await asyncio.sleep(0.01)
         return [*seen, await client.send(get("/metrics"))]
 
     with caplog.at_level(logging.WARNING):

@@ -192,28 +192,37 @@ def talked(test: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) ->
 
 
 SLOW = {
-    "says nothing": (b"", 0),
-    "half a head": (b"GET / HTTP/1.1\r\nHost: x\r\n", 0),
-    "drips": (b"G", 0),
-    "a body nobody reads": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc", 1),
-    "half of a second head": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HT", 1),
+    "says nothing": (b"", 0, False),
+    "half a head": (b"GET / HTTP/1.1\r\nHost: x\r\n", 0, False),
+    "drips": (b"G", 0, True),
+    "a body nobody reads": (
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc",
+        1,
+        False,
+    ),
+    "a body that drips": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n", 1, True),
+    "half of a second head": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HT", 1, False),
 }
 
 
-@pytest.mark.parametrize(("said", "answers"), SLOW.values(), ids=SLOW)
-def test_a_client_that_is_too_slow_is_cut_off(monkeypatch, said, answers):
+@pytest.mark.parametrize(("said", "answers", "drips"), SLOW.values(), ids=SLOW)
+def test_a_client_that_is_too_slow_is_cut_off(monkeypatch, said, answers, drips):
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         writer.write(said)
+        answer = b""
         try:
-            for letter in b"ET /aaaaaaaaaaaaaaaaaaaa" * (said == b"G"):
-                await asyncio.sleep(0.02)
-                writer.write(bytes([letter]))
-                await writer.drain()
+            if drips:
+                answer = await reader.readuntil(b"ok") if answers else b""
+                for letter in b"ET /" + b"a" * 200:
+                    await asyncio.sleep(0.02)
+                    writer.write(bytes([letter]))
+                    await writer.drain()
+                raise AssertionError("the server listened to the end")
             return await reader.read()  # until the server hangs up
         except ConnectionError:
-            return b""
+            return answer
 
     assert talked(slow).count(b"200 OK") == answers
 
