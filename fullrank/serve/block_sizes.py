@@ -92,9 +92,7 @@ def score_in_sizes(score: Score, batch: Batch, blocks: Blocks) -> dict[str, np.n
         index = torch.arange(start, start + size).clamp_(max=len(batch) - 1)
         parts.append(score(batch.rows(index)))
         start += size
-    return {
-        label: torch.cat([p[label] for p in parts])[: len(batch)].numpy() for label in parts[0]
-    }
+    return {label: torch.cat([p[label] for p in parts])[: len(batch)].numpy() for label in parts[0]}
 
 
 def _seconds(score: Score, schema: Schema, sizes: list[int]) -> dict[int, float]:
