@@ -60,13 +60,13 @@ about as many parameters. {_VERDICT}""",
             name="sequence",
             head=f"""# Sequence and fields together
 
-Made by `make sequence`. Models that read a user's past, held against a plain network that does not,
-and against each other; TokenFormer and FEDIN against their own ablations. {_VERDICT}
+Made by `make sequence`. Models that read a user's past, held against a plain network that does
+not, and against each other; TokenFormer and FEDIN against their own ablations. {_VERDICT}
 ![Sequence tokens of TokenFormer's variants on the CoLLM cut](sequence_collapse.svg)
 
-Sequence tokens on the CoLLM cut, seed 1, by `fullrank diagnose`: a plain Transformer over fields and
-events (A0), the same with gates (A1), and TokenFormer. What attention costs by the length of the history is in
-the [benchmarks](benchmarks.md#attention-of-four-layers-by-length-of-the-history).
+Sequence tokens on the CoLLM cut, seed 1, by `fullrank diagnose`: a plain Transformer over fields
+and events (A0), the same with gates (A1), and TokenFormer. What attention costs by the length of
+the history: [benchmarks](benchmarks.md#attention-of-four-layers-by-length-of-the-history).
 """,
             studies={
                 "fedin": "FEDIN (arXiv:2605.01726)",
