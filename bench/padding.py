@@ -23,12 +23,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from record import Record, Target
+from recurrent import clock
 from torch import Tensor, nn
 
 from fullrank.batch import Batch, Jagged
@@ -201,18 +201,6 @@ def step(model: nn.Module, batch: Batch) -> Callable[[], None]:
         torch.stack(list(model(batch).values())).sum().backward()
 
     return run
-
-
-def clock(subjects: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Returns CPU seconds per subject and round; subjects take turns."""
-    taken: dict[str, list[float]] = {name: [] for name in subjects}
-    for round_ in range(rounds + 1):
-        for name, run in subjects.items():
-            start = time.process_time()
-            run()
-            if round_ > 0:  # the first one warms up
-                taken[name].append(time.process_time() - start)
-    return taken
 
 
 def over(seconds: list[float], others: list[float]) -> float:
