@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fullrank.nn.dice import Dice
 from fullrank.nn.mlp import linear
+from fullrank.ops.blocks import BLOCK_ROWS
 
 
 class ActivationUnit(nn.Module):
@@ -53,6 +54,12 @@ class ActivationUnit(nn.Module):
         Returns:
             [S].
         """
+        events = row.shape[0]
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            # The last events of a list would go through another kernel than the rest, and a score
+            # would depend in its last bits on which rows of a batch come after it.
+            h, e = (F.pad(x, (0, 0, 0, -events % BLOCK_ROWS)) for x in (h, e))
+            row = F.pad(row, (0, -events % BLOCK_ROWS))
         w1, w2, w3, w4 = self.first.weight[:, : 4 * self.dim].chunk(4, dim=1)
         per_row = F.linear(t, w1 + w3, self.first.bias)  # [B, H]
         z = per_row.index_select(0, row)  # [S, H]; the products are added in place
@@ -60,7 +67,7 @@ class ActivationUnit(nn.Module):
         if e.shape[1]:
             z.addmm_(e, self.first.weight[:, 4 * self.dim :].T)
         out: Tensor = self.rest(z)
-        return out.squeeze(1)
+        return out.squeeze(1)[:events]
 
 
 def row_sum(weight: Tensor, x: Tensor, row: Tensor, rows: int) -> Tensor:

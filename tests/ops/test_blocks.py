@@ -8,9 +8,10 @@ from torch import Tensor
 
 from fullrank.batch import Batch
 from fullrank.errors import EmptyInputError
+from fullrank.model import create
 from fullrank.models.deepfm import DeepFM, DeepFMConfig
 from fullrank.ops.blocks import score_in_blocks
-from fullrank.testing import planted
+from fullrank.testing import planted, random_batch, tiny_schema
 
 
 def model_and_rows(rows: int) -> tuple[DeepFM, Batch]:
@@ -38,6 +39,21 @@ def test_without_blocks_the_bits_differ() -> None:
     alone = torch.cat([model.score(batch.rows(torch.tensor([row])))["click"] for row in range(64)])
     assert torch.allclose(alone, together, atol=1e-5)
     assert not torch.equal(alone, together)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["din", "dien", "sim", "fedin", "tokenformer"])
+def test_histories_of_the_neighbours_change_no_bit(name) -> None:
+    """Events of all rows lie one after the other: how many there are depends on the company."""
+    torch.manual_seed(0)
+    model = create(name, tiny_schema()).eval()
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        batch = random_batch(tiny_schema(), 512, generator)
+        order = torch.randperm(512, generator=generator)
+        scores = score_in_blocks(model.score, batch)
+        for label, x in score_in_blocks(model.score, batch.rows(order)).items():
+            assert torch.equal(x, scores[label][order])
 
 
 def test_every_block_has_the_same_size_and_the_filling_is_dropped() -> None:
