@@ -215,7 +215,8 @@ def _first_generation(config: ServerConfig, folder: Path) -> None:
 
 def _to_json(config: ServerConfig, runtime: Path) -> str:
     plain = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    plain |= {name: str(plain[name].resolve()) for name in _PATHS if plain[name]}
+    # Links stay links: one that points elsewhere by the next reload is how artefacts are released.
+    plain |= {name: str(plain[name].absolute()) for name in _PATHS if plain[name]}
     return json.dumps(plain | {"runtime": str(runtime)})
 
 

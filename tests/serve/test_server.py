@@ -282,6 +282,12 @@ def test_impossible_settings_are_refused(tmp_path, setting):
         ServerConfig(artifact=tmp_path, **setting)
 
 
+def test_workers_follow_a_link_to_the_artefact_that_it_points_to_by_then(tmp_path):
+    (tmp_path / "current").symlink_to(tmp_path / "first")
+    told = json.loads(server._to_json(ServerConfig(artifact=tmp_path / "current"), tmp_path))
+    assert Path(told["artifact"]) == tmp_path / "current"
+
+
 def test_an_address_that_is_taken_is_named():
     with server._bound("127.0.0.1", 0) as listener:
         listener.listen()
