@@ -3,7 +3,8 @@
     POST /v1/score   rows                     POST /v1/reload   swap the artefact
     POST /v1/rank    one user, candidates     GET  /v1/model    what is served, with examples
     POST /v1/auction bids on a ranking        GET  /healthz /readyz /metrics /openapi.json
-    POST /v1/retrieve  items for a user
+    POST /v1/retrieve  items for a user      GET  /           a page that asks the others
+    POST /v1/explain what carried a score
 
 A request keeps the engine that it was read with until it is answered, so that a swap drops nothing.
 """
@@ -14,7 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import msgspec
 import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,14 +28,22 @@ from fullrank.serve import arrow_body, metrics, problem
 from fullrank.serve.ask import Query, read_body, require_token
 from fullrank.serve.auction import AuctionRules, run_auction
 from fullrank.serve.batching import Scores
+from fullrank.serve.explain import leave_out, told
+from fullrank.serve.media import (
+    arrow_answer,
+    json_answer,
+    require_readable,
+    sends_arrow,
+    wants_arrow,
+)
 from fullrank.serve.openapi import openapi
-from fullrank.serve.pipeline import Pipeline, Retrieval
+from fullrank.serve.page import page_endpoints
+from fullrank.serve.pipeline import Pipeline, Retrieval, Retrieved
 from fullrank.serve.service import Service, Serving
 from fullrank.serve.shadow import raw_rows
 from fullrank.serve.watch import Watched
 from fullrank.serve.wire import Given
 
-JSON = "application/json"
 _ITEMS = 10  # that a retrieval returns unless it is told
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -58,16 +66,16 @@ class Endpoints:
 
     async def _score(self, request: Request, query: Query, serving: Serving) -> Response:
         body = await self._body(request, query, serving)
-        if is_arrow := _sends_arrow(request):
+        if sends_arrow(request):
             rows: Any = arrow_body.read_streams(body, 1, serving.engine.wire.max_rows)[0]
         else:
             rows = serving.engine.wire.score_request(body)
         batch = serving.engine.encode_rows(rows)
         scores = await self._scored(serving, batch, query, "score", rows)
         model = serving.engine.fingerprint
-        if _wants_arrow(request, is_arrow):
-            return _arrow(dict(scores), model)
-        return _json({"model": model, "scores": {n: x.tolist() for n, x in scores.items()}})
+        if wants_arrow(request):
+            return arrow_answer(dict(scores), model)
+        return json_answer({"model": model, "scores": {n: x.tolist() for n, x in scores.items()}})
 
     async def rank(self, request: Request) -> Response:
         """POST /v1/rank: the candidates of one user, best first."""
@@ -80,7 +88,7 @@ class Endpoints:
         engine = serving.engine
         label = query.choice("label", engine.labels)
         top = query.whole("top", 1, engine.wire.max_rows, engine.wire.max_rows)
-        if is_arrow := _sends_arrow(request):
+        if sends_arrow(request):
             user, candidates = arrow_body.read_streams(body, 2, engine.wire.max_rows)
             batch = engine.encode_rank(user, candidates)
             scores = await self._scored(serving, batch, query, "rank", user, candidates)
@@ -89,10 +97,10 @@ class Endpoints:
             scores = await self._ranked(serving, *given, query, "rank")
         order = np.argsort(-scores[label], kind="stable")[:top]  # ties: by order of arrival
         best = {n: x[order] for n, x in scores.items()}
-        if _wants_arrow(request, is_arrow):
-            return _arrow({"candidate": order.astype(np.int32), **best}, engine.fingerprint)
+        if wants_arrow(request):
+            return arrow_answer({"candidate": order.astype(np.int32), **best}, engine.fingerprint)
         plain = {n: x.tolist() for n, x in best.items()}
-        return _json(
+        return json_answer(
             {
                 "model": engine.fingerprint,
                 "label": label,
@@ -122,7 +130,7 @@ class Endpoints:
         user, candidates, bids = engine.wire.auction_request(body)
         scores = await self._ranked(serving, user, candidates, query, "auction")
         awards = run_auction(bids, scores[label].tolist(), rules)
-        return _json(
+        return json_answer(
             {
                 "model": engine.fingerprint,
                 "label": label,
@@ -143,14 +151,14 @@ class Endpoints:
         k = query.whole("retrieve", 1, serving.engine.wire.max_rows, 1)
         plain = {name: values[0] for name, values in user.columns.items()}
         pipeline = Pipeline(retrieval, None, label)
-        deadline = query.deadline(self.service.limits.deadline_ms)
-        placed = await serving.batcher.call(lambda: pipeline.run(plain, k, rules), deadline)
+        found = await self._found(serving, user, k, label, query, "auction")
+        placed = pipeline.sell(plain, found, rules)
         awards = [
             {n: getattr(p.award, n) for n in p.award.__slots__}
             | {"item": p.item, "probability": p.probability}
             for p in placed
         ]
-        return _json({"model": serving.engine.fingerprint, "label": label, "awards": awards})
+        return json_answer({"model": serving.engine.fingerprint, "label": label, "awards": awards})
 
     async def retrieve(self, request: Request) -> Response:
         """POST /v1/retrieve: the items of the index that a user likes best."""
@@ -164,13 +172,34 @@ class Endpoints:
         label = query.choice("label", engine.labels)
         k = query.whole("k", 1, engine.wire.max_rows, _ITEMS)
         user = engine.wire.user_request(body)
-        deadline = query.deadline(self.service.limits.deadline_ms)
-        found = await serving.batcher.call(lambda: retrieval.retrieve(user, k, label), deadline)
+        found = await self._found(serving, user, k, label, query, "retrieve")
         index = retrieval.index
         items = index.items[index.item].gather(found.places).to_list()
         scores = {n: x.tolist() for n, x in found.probabilities.items()}
-        return _json(
+        return json_answer(
             {"model": engine.fingerprint, "label": label, "items": items, "scores": scores}
+        )
+
+    async def explain(self, request: Request) -> Response:
+        """POST /v1/explain: how much each token of a row carried its score."""
+        query = Query(request, ("deadline_ms", "label"))
+        with self.service.lease() as serving:
+            return await self._explain(request, query, serving)
+
+    async def _explain(self, request: Request, query: Query, serving: Serving) -> Response:
+        body = await self._body(request, query, serving)
+        engine, batcher = serving.engine, serving.batcher
+        label = query.choice("label", engine.labels)
+        given = engine.wire.explain_request(body)
+        parts = leave_out(engine.encode_rows(given), engine.blank, engine.featurizer.spec, given)
+        deadline = query.deadline(self.service.limits.deadline_ms)
+        batcher.require_room(len(parts.batch), deadline)
+        logits = await batcher.call(lambda: engine.logits(parts.batch), deadline)
+        self._told(serving, None, logits, "explain", ())
+        chances = engine.probabilities(logits)
+        return json_answer(
+            {"model": engine.fingerprint, "label": label}
+            | told(parts, logits[label], chances[label])
         )
 
     async def reload(self, request: Request) -> Response:
@@ -186,23 +215,23 @@ class Endpoints:
                 fix="send the process SIGHUP, or start it with --token-file",
             )
         await read_body(request, self.service)
-        return _json(await self.service.reload())
+        return json_answer(await self.service.reload())
 
     async def model(self, request: Request) -> Response:
         """GET /v1/model: what is served."""
-        return _json(self.service.serving.engine.describe())
+        return json_answer(self.service.serving.engine.describe())
 
     async def document(self, request: Request) -> Response:
         """GET /openapi.json: these endpoints, with types and examples of this artefact."""
-        return _json(openapi(self.service.serving.engine, bool(self.service.tokens)))
+        return json_answer(openapi(self.service.serving.engine, bool(self.service.tokens)))
 
     async def healthy(self, request: Request) -> Response:
         """GET /healthz: the process answers."""
-        return _json({"status": "ok"})
+        return json_answer({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
         """GET /readyz: an artefact is loaded and warm."""
-        return _json({"status": "ready", "model": self.service.serving.engine.fingerprint})
+        return json_answer({"status": "ready", "model": self.service.serving.engine.fingerprint})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics: numbers of all workers."""
@@ -210,7 +239,7 @@ class Endpoints:
 
     async def _body(self, request: Request, query: Query, serving: Serving) -> bytes:
         """Reads a body, unless it is clear beforehand that there is no time for it."""
-        _require_readable(request)
+        require_readable(request)
         serving.batcher.require_room(0, query.deadline(self.service.limits.deadline_ms))
         return await read_body(request, self.service)
 
@@ -225,15 +254,30 @@ class Endpoints:
     async def _ranked(
         self, serving: Serving, user: Given, candidates: Given, query: Query, path: str
     ) -> Scores:
-        """Scores candidates; where an index knows them, only the user goes through the model."""
-        retrieval, encode = serving.retrieval, serving.engine.encode_rank
-        if retrieval is None:
+        """Scores candidates, with the user's side computed once where the model has sides."""
+        sides, encode = serving.sides, serving.engine.encode_rank
+        if sides is None or not sides.pays(candidates.rows):
             batch = encode(user, candidates)
             return await self._scored(serving, batch, query, path, user, candidates)
         deadline = query.deadline(self.service.limits.deadline_ms)
-        scores = await serving.batcher.call(lambda: retrieval.rank(user, candidates), deadline)
+        scores = await serving.batcher.call(lambda: sides.rank(user, candidates), deadline)
         whole = encode(user, candidates) if serving.shadow else None  # a log has every value
         return self._told(serving, whole, scores, path, (user, candidates))
+
+    async def _found(
+        self, serving: Serving, user: Given, k: int, label: str, query: Query, path: str
+    ) -> Retrieved:
+        """Retrieves items, which are served rows like any other."""
+        retrieval = _index(serving)
+        deadline = query.deadline(self.service.limits.deadline_ms)
+        found = await serving.batcher.call(lambda: retrieval.retrieve(user, k, label), deadline)
+        if serving.shadow:
+            items = retrieval.index.given(found.places)
+            batch = serving.engine.encode_rank(user, items)
+            self._told(serving, batch, found.probabilities, path, (user, items))
+        else:
+            self._told(serving, None, found.probabilities, path, ())
+        return found
 
     def _told(
         self, serving: Serving, batch: Batch | None, scores: Scores, path: str, raw: tuple[Any, ...]
@@ -276,6 +320,7 @@ def create_app(service: Service) -> Any:
         "/v1/rank": ends.rank,
         "/v1/retrieve": ends.retrieve,
         "/v1/auction": ends.auction,
+        "/v1/explain": ends.explain,
         "/v1/reload": ends.reload,
     }
     gets = {
@@ -284,6 +329,7 @@ def create_app(service: Service) -> Any:
         "/healthz": ends.healthy,
         "/readyz": ends.ready,
         "/metrics": ends.metrics,
+        **page_endpoints(),
     }
     routes = [Route(p, _guarded(service, f), methods=["POST"]) for p, f in posts.items()]
     routes += [Route(p, _guarded(service, f), methods=["GET"]) for p, f in gets.items()]
@@ -354,44 +400,3 @@ def _problem(members: dict[str, Any], headers: dict[str, str]) -> Response:
     return Response(
         problem.problem_body(members), members["status"], headers, media_type=problem.MEDIA_TYPE
     )
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type=JSON)
-
-
-def _arrow(columns: dict[str, Any], model: str) -> Response:
-    return Response(
-        arrow_body.write_stream(columns, {"model": model}), media_type=arrow_body.MEDIA_TYPE
-    )
-
-
-def _kind(request: Request) -> str:
-    return request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-
-
-def _sends_arrow(request: Request) -> bool:
-    return _kind(request) == arrow_body.MEDIA_TYPE
-
-
-def _wants_arrow(request: Request, sends_arrow: bool) -> bool:
-    """An answer has the type that is asked for, else that of the request."""
-    accepted = request.headers.get("accept", "*/*").lower()
-    if arrow_body.MEDIA_TYPE in accepted:
-        return True
-    return sends_arrow and JSON not in accepted
-
-
-def _require_readable(request: Request) -> None:
-    kind, coding = _kind(request), request.headers.get("content-encoding", "identity")
-    arrow = request.url.path in ("/v1/score", "/v1/rank")
-    known = (JSON, arrow_body.MEDIA_TYPE) if arrow else (JSON,)
-    if kind not in known or coding.lower() != "identity":
-        raise RequestError(
-            "the body has a type that is not read here",
-            status=415,
-            where="Content-Type and Content-Encoding",
-            found=problem.shown(f"{kind}, {coding}"),
-            expected=" or ".join(known) + ", not compressed",
-            fix="send one of them",
-        )

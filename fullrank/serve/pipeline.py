@@ -10,19 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fullrank.batch import Batch
 from fullrank.config import require
 from fullrank.errors import AuctionError, RequestError, nearest
-from fullrank.model import Retriever
-from fullrank.ops.blocks import BLOCK_ROWS, score_in_blocks
+from fullrank.ops.blocks import score_in_blocks
 from fullrank.serve.auction import AuctionRules, Award, run_auction
 from fullrank.serve.engine import Engine
 from fullrank.serve.hnsw import Hnsw, Search, recall
-from fullrank.serve.predictor import calibrated
-from fullrank.serve.retrieval import ItemIndex, item_vectors, retriever
-from fullrank.serve.values import Values
+from fullrank.serve.retrieval import ItemIndex
+from fullrank.serve.two_sided import TwoSided
 from fullrank.serve.wire import Given
 from fullrank.testing import random_batch
 
@@ -66,14 +62,13 @@ class Measured:
 class Retrieval:
     """A model of two sides and the index of its items.
 
-    The user's vector is made once per request; known items are never encoded again.
-
     Args:
         engine: of an artefact whose model is a `Retriever`.
         index: of the same artefact.
         search: "exact": looks at every item; "hnsw": at a few, and misses some.
 
     Attributes:
+        sides: ranks candidates by the same vectors.
         measured: what "hnsw" misses; None for "exact".
 
     Raises:
@@ -85,9 +80,7 @@ class Retrieval:
         self, engine: Engine, index: ItemIndex, search: Literal["exact", "hnsw"] = "exact"
     ) -> None:
         self.engine, self.index = engine, index
-        self.model: Retriever = retriever(engine.predictor)
-        self._any_item = index.rows(np.zeros(1, dtype=np.int64))
-        index.places({}, 0)  # lays out its columns, before the first request
+        self.sides = TwoSided(engine, index)
         self.measured: Measured | None = None
         self._search: Search = index
         if search == "hnsw":
@@ -124,43 +117,12 @@ class Retrieval:
         wanted = self._label(label)
         if k < 1:
             raise _refused("k", str(k), "1 or more", "ask for at least one item")
-        item: Any = self._any_item
-        if isinstance(user, Given):
-            item = Given({n: [value] for n, value in item[0].items()}, 1)
+        first = np.zeros(1, dtype=np.int64)  # a user is encoded with an item, whichever
+        item = self.index.given(first) if isinstance(user, Given) else self.index.rows(first)
         batch = self.engine.encode_rank(user, item)
-        vectors = self._user(batch)
+        vectors = self.sides.user(batch)
         places, _ = self._search.search(vectors[wanted][0].numpy(), k)
-        return Retrieved(places, self._matched(vectors, self.index.vectors[places]))
-
-    def rank(self, user: Given, candidates: Given) -> dict[str, np.ndarray]:
-        """Scores the candidates of a request; equal to `Engine.score` to the bit.
-
-        Known candidates are neither encoded nor run through the model. Where candidates bring
-        context of their own, which is the user's side, everything is scored the ordinary way.
-
-        Args:
-            user: as `Wire.rank` reads it.
-            candidates: B of them.
-
-        Returns:
-            label -> probabilities [B] float32.
-
-        Raises:
-            RequestError, SchemaError, DataFormatError: they cannot be encoded.
-        """
-        if candidates.columns.keys() - set(self.model.item_fields):
-            return self.engine.score(self.engine.encode_rank(user, candidates))
-        places = self.index.places(candidates.columns, candidates.rows)
-        new = np.flatnonzero(places < 0)
-        some = new if len(new) else np.zeros(1, dtype=np.int64)  # a user needs an item beside it
-        columns: dict[str, Values] = {
-            n: [v[i] for i in some.tolist()] for n, v in candidates.columns.items()
-        }
-        batch = self.engine.encode_rank(user, Given(columns, len(some)))
-        vectors = self.index.vectors[places]  # [B, D]; rows with -1 are replaced
-        if len(new):
-            vectors[new] = item_vectors(self.model, batch)
-        return self._matched(self._user(batch), vectors)
+        return Retrieved(places, self.sides.matched(vectors, self.index.vectors[places]))
 
     def _label(self, label: str | None) -> str:
         labels = self.engine.labels
@@ -169,31 +131,12 @@ class Retrieval:
             raise _refused("label", f"'{label[:40]}'", "one of: " + ", ".join(labels), fix)
         return label or labels[0]
 
-    def _user(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns label -> [1, D] of the first row, in a block of copies as it is scored in."""
-        block = batch.rows(torch.zeros(BLOCK_ROWS, dtype=torch.int64))
-        with torch.inference_mode():
-            return {label: x[:1] for label, x in self.model.encode_user(block).items()}
-
-    def _matched(self, user: Mapping[str, Tensor], items: np.ndarray) -> dict[str, np.ndarray]:
-        rows = len(items)
-        if rows == 0:
-            return {label: np.empty(0, dtype=np.float32) for label in user}
-        blocks = -(-rows // BLOCK_ROWS)
-        filled = np.zeros((blocks * BLOCK_ROWS, items.shape[1]), dtype=np.float32)
-        filled[:rows] = items
-        with torch.inference_mode():
-            each = torch.from_numpy(filled.reshape(blocks, BLOCK_ROWS, -1))
-            parts = [self.model.match(user, block) for block in each]
-        logits = {label: torch.cat([p[label] for p in parts])[:rows].numpy() for label in user}
-        return calibrated(logits, self.engine.artifact.calibration)
-
     def _measure(self, build_seconds: float) -> Measured:
         users = random_batch(
             self.engine.artifact.schema, _QUERIES, torch.Generator().manual_seed(0)
         )
         with torch.inference_mode():
-            vectors = score_in_blocks(self.model.encode_user, users)
+            vectors = score_in_blocks(self.sides.model.encode_user, users)
         queries, at = vectors[self.engine.labels[0]].numpy(), min(_RECALL_AT, len(self.index))
         return Measured(
             recall=recall(self.index, self._search, queries, at),
@@ -268,7 +211,13 @@ class Pipeline:
         Returns:
             Best slot first; ties go to what was retrieved first.
         """
-        found = self.retrieval.retrieve(self._known(self.retrieval.engine, user), k, self.label)
+        known = self._known(self.retrieval.engine, user)
+        return self.sell(user, self.retrieval.retrieve(known, k, self.label), rules)
+
+    def sell(
+        self, user: Mapping[str, Any], found: Retrieved, rules: AuctionRules
+    ) -> list[Placement]:
+        """Fills the slots for one user with some of what was retrieved."""
         chances = self._probabilities(user, found)
         bids = [self._bids[place] for place in found.places]
         index = self.retrieval.index

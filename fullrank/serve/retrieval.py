@@ -32,6 +32,8 @@ from fullrank.model import Retriever
 from fullrank.ops.blocks import score_in_blocks
 from fullrank.serve.arrow_body import read_streams, write_stream
 from fullrank.serve.predictor import Predictor
+from fullrank.serve.values import Values
+from fullrank.serve.wire import Given
 
 FILE = "index.safetensors"
 _FORMAT = "1"
@@ -130,6 +132,14 @@ class ItemIndex:
         values = self._values  # trap: a data frame takes tens of milliseconds on a busy machine
         picked = [{n: stored[place] for n, stored in values.items()} for place in places.tolist()]
         return [{n: v for n, v in row.items() if v is not None} for row in picked]
+
+    def given(self, places: np.ndarray) -> Given:
+        """Returns items as the candidates of a request that was read; no bids."""
+        picked = {n: [v[p] for p in places.tolist()] for n, v in self._values.items()}
+        columns: dict[str, Values] = {
+            n: v for n, v in picked.items() if any(x is not None for x in v)
+        }
+        return Given(columns, len(places))
 
     @cached_property
     def _at(self) -> dict[Any, int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fullrank.errors import ArtifactError, FullrankError, RequestError
+from fullrank.model import Retriever
 from fullrank.serve.batching import Batcher, BatchingConfig
 from fullrank.serve.engine import MAX_ROWS, Engine
 from fullrank.serve.forms import Form
@@ -21,6 +22,7 @@ from fullrank.serve.metrics import Metrics, Snapshot
 from fullrank.serve.pipeline import Retrieval
 from fullrank.serve.retrieval import FILE
 from fullrank.serve.shadow import ShadowConfig, ShadowLog
+from fullrank.serve.two_sided import TwoSided
 
 Loaded: TypeAlias = tuple[Engine, Retrieval | None]
 log = logging.getLogger("fullrank.serve")
@@ -73,10 +75,20 @@ class ServiceConfig:
 
 @dataclass(eq=False)
 class Serving:
-    """An engine, the index of its items if there is one, and the requests that wait for them."""
+    """An engine, the index of its items if there is one, and the requests that wait for them.
+
+    Args:
+        engine: scores rows.
+        retrieval: finds items; None without an index.
+        sides: ranks candidates where the model knows a user without an item; else None.
+        batcher: the requests that wait.
+        shadow: where some of what was served is written; None for nowhere.
+        leases: requests that are being answered.
+    """
 
     engine: Engine
     retrieval: Retrieval | None
+    sides: TwoSided | None
     batcher: Batcher
     shadow: ShadowLog | None
     leases: int = 0
@@ -240,7 +252,10 @@ class Service:
             shadow = ShadowLog(
                 config.shadow, engine.artifact, engine.fingerprint, config.form, threads
             )
-        return Serving(engine, retrieval, batcher, shadow)
+        sides = retrieval.sides if retrieval else None
+        if sides is None and isinstance(engine.predictor.model, Retriever):
+            sides = TwoSided(engine)
+        return Serving(engine, retrieval, sides, batcher, shadow)
 
     def _batch_seen(self, rows: int, seconds: float) -> None:
         self.metrics.observe("fullrank_batch_rows", rows)

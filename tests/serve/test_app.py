@@ -30,6 +30,7 @@ from fullrank.serve.replay import Log, Replay
 from fullrank.serve.retrieval import ItemIndex
 from fullrank.serve.service import Limits, Service, ServiceConfig
 from fullrank.serve.shadow import ShadowConfig, log_files
+from fullrank.workflow.replay import check_command
 
 from . import catalogue
 from .conftest import make_artifact, make_log
@@ -207,9 +208,10 @@ def test_the_service_describes_itself_and_its_examples_are_answered(folder):
         for path, methods in paths.items()
         if "requestBody" in methods.get("post", {})
     }
-    assert sorted(examples) == ["/v1/auction", "/v1/rank", "/v1/retrieve", "/v1/score"]
+    names = ("auction", "explain", "rank", "retrieve", "score")
+    assert sorted(examples) == [f"/v1/{name}" for name in names]
     answers = asked(folder, *(post(path, example) for path, example in examples.items()))
-    assert sorted(a.status_code for a in answers) == [200, 200, 200, 404]  # there is no index
+    assert sorted(a.status_code for a in answers) == [*[200] * 4, 404]  # there is no index
     assert model.json()["example"]["score"] == examples["/v1/score"]
     refs = [line for line in json.dumps(document.json()).split('"') if line.startswith("#/comp")]
     known = document.json()["components"]["schemas"]
@@ -280,6 +282,38 @@ def test_items_are_retrieved_ranked_and_sold_as_the_pipeline_does(shop):
         p.award.price_micros for p in placed
     ]
     assert is_problem(refused, 422)
+
+
+def test_a_large_ranking_without_an_index_runs_the_user_once(tmp_path):
+    place = catalogue.save_artifact(tmp_path / "artifact")
+    engine, seen = Engine.load(place), list[int]()
+    rank = engine.schema_example()["rank"]
+    many = {**rank, "candidates": (rank["candidates"] * 300)[:300]}
+
+    async def ranked(client: httpx.AsyncClient, service: Service) -> list[httpx.Response]:
+        model: Any = service.serving.engine.predictor.model
+        encode = model.encode_user
+        model.encode_user = lambda batch: (seen.append(len(batch)), encode(batch))[1]
+        return [await client.send(post("/v1/rank", body)) for body in (many, rank)]
+
+    large, small = served(place, ranked)
+    assert seen == [64]  # the small one went with whatever else waited
+    label = engine.labels[0]
+    for answer, body in ((large, many), (small, rank)):
+        scores = engine.score(engine.encode_rank(body["user"], body["candidates"]))[label]
+        order = np.argsort(-scores, kind="stable")
+        assert answer.json()["order"] == order.tolist()
+        assert answer.json()["scores"][label] == scores[order].tolist()
+
+
+@pytest.mark.parametrize("path", ["/v1/retrieve?k=5", "/v1/auction?retrieve=5"])
+def test_what_is_retrieved_is_logged_and_replays(shop, tmp_path, path):
+    shadow = ShadowConfig(folder=tmp_path / "shadow", every=1)
+    example = Engine.load(shop).schema_example()["retrieve"]
+    [answer] = asked(shop, post(path, example), shadow=shadow)
+    assert answer.status_code == 200
+    said = check_command(shop, tmp_path / "shadow")
+    assert (said["rows"], said["encoded_again"], said["unequal"]) == (5, 5, 0)
 
 
 def test_a_search_that_cannot_be_done_in_time_is_refused(shop):

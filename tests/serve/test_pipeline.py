@@ -15,6 +15,7 @@ from fullrank.serve.auction import AuctionRules, run_auction
 from fullrank.serve.engine import Engine
 from fullrank.serve.pipeline import Pipeline, Retrieval
 from fullrank.serve.retrieval import ItemIndex
+from fullrank.serve.two_sided import TwoSided
 from tests.serve.catalogue import SPEC, USERS, catalogue, save_artifact
 
 
@@ -80,12 +81,12 @@ def test_known_new_and_changed_candidates_score_as_ever(
     assert index.places(given.columns, 6).tolist() == [4, -1, 80, 4, 55, -1]
     for rows in (candidates, candidates[:1], candidates[-1:]):
         expected = engine.score(engine.encode_rank(user, rows))
-        for label, values in retrieval.rank(*engine.wire.rank(user, rows)).items():
+        for label, values in retrieval.sides.rank(*engine.wire.rank(user, rows)).items():
             assert np.array_equal(values, expected[label])
     monkeypatch.setattr(
         ItemIndex, "places", lambda _, columns, rows: np.array([5, -1, 80, 4, 55, -1])
     )
-    moved = retrieval.rank(user_given, given)  # a wrong place is seen
+    moved = retrieval.sides.rank(user_given, given)  # a wrong place is seen
     assert not np.array_equal(
         moved["click"], engine.score(engine.encode_rank(user, candidates))["click"]
     )
@@ -95,10 +96,10 @@ def test_context_of_candidates_is_read(engine: Engine, index: ItemIndex) -> None
     rows = [
         {**row, "hour": hour} for row, hour in zip(index.rows(np.arange(3)), (1, 2, 3), strict=True)
     ]
-    scores = Retrieval(engine, index).rank(*engine.wire.rank({"user": "u1"}, rows))
+    scores = TwoSided(engine, index).rank(*engine.wire.rank({"user": "u1"}, rows))
     expected = engine.score(engine.encode_rank({"user": "u1"}, rows))
     assert np.array_equal(scores["click"], expected["click"])
-    same = Retrieval(engine, index).rank(
+    same = TwoSided(engine, index).rank(
         *engine.wire.rank({"user": "u1", "hour": 1}, index.rows(np.arange(3)))
     )
     assert scores["click"][0] == same["click"][0]
@@ -108,7 +109,6 @@ def test_context_of_candidates_is_read(engine: Engine, index: ItemIndex) -> None
 def test_a_user_is_encoded_once_and_known_items_never(
     engine: Engine, index: ItemIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    retrieval = Retrieval(engine, index)
     rows: dict[str, list[int]] = {"encode_user": [], "encode_item": []}
     for name, seen in rows.items():
         encode = getattr(engine.predictor.model, name)
@@ -119,8 +119,24 @@ def test_a_user_is_encoded_once_and_known_items_never(
 
         monkeypatch.setattr(engine.predictor.model, name, spy)
     places = np.arange(90)
-    retrieval.rank(*engine.wire.rank(USERS[0], index.rows(places)))
+    TwoSided(engine, index).rank(*engine.wire.rank(USERS[0], index.rows(places)))
     assert rows == {"encode_user": [64], "encode_item": []}  # one block, filled with one row
+    TwoSided(engine).rank(*engine.wire.rank(USERS[0], index.rows(places)))
+    assert rows["encode_user"] == [64, 64]
+    assert sum(rows["encode_item"]) >= 90
+
+
+@pytest.mark.parametrize("candidates", [1, 64, 90, 300, 700])
+def test_sides_without_an_index_score_as_ever(
+    engine: Engine, index: ItemIndex, candidates: int
+) -> None:
+    rows = index.rows(np.arange(candidates) % 90)
+    alone = TwoSided(engine)
+    scores = alone.rank(*engine.wire.rank(USERS[0], rows))
+    for label, expected in engine.score(engine.encode_rank(USERS[0], rows)).items():
+        assert np.array_equal(scores[label], expected)
+    assert alone.pays(candidates) == (candidates >= 256)
+    assert TwoSided(engine, index).pays(1)
 
 
 def test_more_than_there_is_and_less_than_one(retrieval: Retrieval) -> None:
