@@ -153,6 +153,13 @@ def test_the_numbers_of_the_page_agree_with_one_another() -> None:
     )
     best = ranked["scores"]["click"]
     assert best == sorted(best, reverse=True)
+    [explained] = [said for _, said in EXCHANGES if "tokens" in said]
+    assert explained["model"] == scored["model"]
+    sizes = [abs(token["change"]) for token in explained["tokens"]]
+    assert sizes == sorted(sizes, reverse=True)
+    for token in explained["tokens"]:
+        less = token["probability_without"] < explained["probability"]
+        assert less == (token["change"] < 0)
 
 
 def rows_of_table(head: str) -> list[list[str]]:

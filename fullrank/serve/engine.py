@@ -125,9 +125,22 @@ class Engine:
 
     def score(self, batch: Batch) -> dict[str, np.ndarray]:
         """Returns label -> calibrated probabilities [B] float32; NaN where a model has none."""
+        return self.probabilities(self.logits(batch))
+
+    def logits(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Returns label -> logits [B] float32, before any calibration."""
         with torch.inference_mode():
-            logits = score_in_sizes(self._score, batch.without_labels(), self.blocks)
+            return score_in_sizes(self._score, batch.without_labels(), self.blocks)
+
+    def probabilities(self, logits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns label -> calibrated probabilities [B] float32 of logits."""
         return calibrated(logits, self.artifact.calibration)
+
+    @cached_property
+    def blank(self) -> Batch:
+        """One row in which every column is empty."""
+        encoded = self._values.encode({}, 1, self.featurizer.spec.columns)
+        return encoded.batch(self.artifact.schema)
 
     def seconds(self, rows: int) -> float:
         """Returns how long so many rows took, in seconds, when the engine was loaded."""
@@ -135,12 +148,13 @@ class Engine:
 
     @cached_property
     def _example(self) -> dict[str, Any]:
-        rows = example_rows(self.featurizer, 3)
+        rows = example_rows(self.featurizer, 8)
         sides = self.wire.sides
         return {
             "score": {"rows": rows},
             "rank": example_rank(rows, sides),
             "retrieve": example_user(rows[0], sides),
+            "explain": {"row": rows[0]},
         }
 
     def schema_example(self) -> dict[str, Any]:

@@ -86,6 +86,8 @@ def _paths(engine: Engine) -> Plain:
         "/v1/auction": {"post": _post("auction", "Auction", "Give slots to bids", auction,
                                       examples["rank"] | {"bids_micros": bids})},
         "/v1/retrieve": {"post": retrieve},
+        "/v1/explain": {"post": _post("explain", "Explain", "What carried the score of a row",
+                                      [deadline, label], examples["explain"])},
         "/v1/reload": {"post": {
             "operationId": "reload",
             "summary": "Load the artefact folder again and swap it in",
@@ -101,6 +103,12 @@ def _paths(engine: Engine) -> Plain:
             "summary": "Numbers of all workers, for Prometheus",
             "responses": {"200": {"description": "text",
                                   "content": {"text/plain": {"schema": {"type": "string"}}}}},
+        }},
+        "/": {"get": {
+            "operationId": "page",
+            "summary": "A page on which a person edits an example and sees what is answered",
+            "responses": {"200": {"description": "a page",
+                                  "content": {"text/html": {"schema": {"type": "string"}}}}},
         }},
     }  # fmt: skip
 
@@ -166,6 +174,13 @@ def _schemas(engine: Engine) -> Plain:
         n: {"type": "integer"}
         for n in ("candidate", "bid_micros", "price_micros", "value_micros", "charge_micros")
     } | {"probability": {"type": "number"}}
+    token = {
+        "column": {"type": "string"},
+        "event": {"type": ["integer", "null"]},
+        "value": {"type": "string", "maxLength": problem.MOST_INPUT},
+        "change": {"type": "number"},
+        "probability_without": {"type": "number", "minimum": 0, "maximum": 1},
+    }
     return {
         "Row": _object(engine, row, ()),
         "User": _object(engine, sides.user, sides.context),
@@ -177,6 +192,13 @@ def _schemas(engine: Engine) -> Plain:
             _ref("RetrieveRequest"),
         ]},
         "RetrieveRequest": _closed({"user": _ref("User")}, required[:-1]),
+        "ExplainRequest": _closed({"row": _ref("Row")}, ["row"]),
+        "ExplainResponse": _open(model | {
+            "logit": {"type": "number"},
+            "probability": {"type": "number", "minimum": 0, "maximum": 1},
+            "tokens": _list(_open(token)),
+            "events_not_tried": {"type": "integer", "minimum": 0},
+        }),
         "ScoreResponse": _open({"model": model["model"], "scores": scores}),
         "RankResponse": _open(model | {"order": _list({"type": "integer"}), "scores": scores}),
         "RetrieveResponse": _open(model | {"items": _list(_SCALAR), "scores": scores}),

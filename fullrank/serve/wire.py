@@ -94,6 +94,7 @@ class Wire:
         self._score, self._rank = msgspec.json.Decoder(score), msgspec.json.Decoder(rank)
         self._auction = msgspec.json.Decoder(auction)
         self._user = msgspec.json.Decoder(_body("RetrieveRequest", [user]))
+        self._explain = msgspec.json.Decoder(_body("ExplainRequest", [("row", self.row)]))
 
     def _struct(self, name: str, own: Sequence[Column], free: Sequence[Column] = ()) -> Any:
         """Returns a type with the raw columns of `own`, and those of `free` as far as given."""
@@ -124,6 +125,14 @@ class Wire:
             RequestError: the body is no JSON, or not of this form; status 400, 413 or 422.
         """
         return self._given(self._decoded(self._score, body).rows, "rows")
+
+    def explain_request(self, body: bytes) -> Given:
+        """Reads {"row": {...}}, one row as `score_request` reads many.
+
+        Raises:
+            RequestError: the body is no JSON, or not of this form; status 400, 413 or 422.
+        """
+        return self._given([self._decoded(self._explain, body).row], "row")
 
     def rank_request(self, body: bytes) -> tuple[Given, Given]:
         """Reads {"user": {...}, "candidates": [...]}; each context column is on one side only.
