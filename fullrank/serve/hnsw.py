@@ -1,9 +1,12 @@
 """Approximate search: a navigable graph over the vectors of an index, and how much it misses.
 
-HNSW (Malkov & Yashunin, arXiv:1603.09320) as faiss has it, by inner product. A further dimension
-that makes all vectors equally long (Bachrach et al., RecSys 2014) was tried and left out: among
-20,000 random vectors of 32 dimensions and uneven length, the share of the true first hundred that
-was found fell from 0.98 to 0.13.
+HNSW (Malkov & Yashunin, arXiv:1603.09320) as faiss has it, by inner product, of vectors without
+their mean. What all items have in common adds the same to every product of a query and changes no
+order, but a graph of vectors that all point one way, as those of trained towers do, leaves most of
+them out of reach: among 20,000 vectors of 32 dimensions and uneven length, all moved by twice the
+length of a typical one, the share of the true first hundred that is found rises from 0.35 to 0.999.
+A further dimension that makes all vectors equally long (Bachrach et al., RecSys 2014) was tried and
+left out: without any common part, that share fell from 0.98 to 0.13.
 """
 
 from __future__ import annotations
@@ -40,13 +43,15 @@ class Hnsw:
     def __init__(self, vectors: np.ndarray, effort: int = 200) -> None:
         faiss = _faiss()
         self.effort, self._size = effort, len(vectors)
+        total = vectors.sum(axis=0, dtype=np.float64)  # [D]; an index may be empty
+        self._mean = (total / max(1, len(vectors))).astype(np.float32)
         self._graph = faiss.IndexHNSWFlat(vectors.shape[1], _LINKS, faiss.METRIC_INNER_PRODUCT)
         self._graph.hnsw.efConstruction = _BUILD_EFFORT
         self._parameters = faiss.SearchParametersHNSW
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)  # so that every process makes the same graph
         try:
-            self._graph.add(vectors)
+            self._graph.add(vectors - self._mean)
         finally:
             faiss.omp_set_num_threads(threads)
 
@@ -58,7 +63,7 @@ class Hnsw:
         how = self._parameters(efSearch=max(self.effort, _EFFORT * k))
         products, places = self._graph.search(query[None], k, params=how)
         found = places[0] >= 0  # -1 where the graph led nowhere
-        return places[0][found], products[0][found]
+        return places[0][found], products[0][found] + query @ self._mean
 
 
 def recall(exact: Search, approximate: Search, queries: np.ndarray, k: int) -> float:

@@ -278,6 +278,19 @@ def test_approximate_search_finds_most_and_its_products_are_true() -> None:
     assert len(Hnsw(vectors[:0]).search(queries[0], 5)[0]) == 0
 
 
+def test_what_all_items_have_in_common_costs_no_recall() -> None:
+    rng = np.random.default_rng(0)
+    queries, common = rng.normal(size=(40, 16)), rng.normal(size=16)
+    vectors = (rng.normal(size=(3000, 16)) + 5 * common).astype(np.float32)
+    queries = queries.astype(np.float32)
+    exact = ItemIndex(vectors, pl.DataFrame({"ad": range(3000)}), "ad")
+    assert recall(exact, Hnsw(vectors), queries, 20) > 0.9
+    graph = Hnsw(vectors)
+    graph._graph.reset()
+    graph._graph.add(vectors)  # with what is common left in
+    assert recall(exact, graph, queries, 20) < 0.5
+
+
 def test_recall_is_the_share_that_was_found() -> None:
     vectors, queries = uneven(60, 1), uneven(7, 2)
     exact = ItemIndex(vectors, pl.DataFrame({"ad": range(60)}), "ad")
