@@ -18,6 +18,7 @@ from fullrank.models.dmoe import DMoE
 from fullrank.models.fedin import FEDIN
 from fullrank.models.sim import SIM
 from fullrank.models.tokenformer import TokenFormer
+from fullrank.models.two_tower import TwoTower
 from fullrank.train.config import TrainConfig
 from fullrank.workflow.recipe import Gain, Recipe
 
@@ -64,6 +65,11 @@ class Interests:
         """DCN-V2 without the past."""
         config = DCNv2.Config(dim=self.dim, hidden=self.hidden, dropout=self.dropout)
         return self._run("dcnv2", config)
+
+    def two_tower(self) -> Recipe:
+        """Two towers, which can also retrieve: the past is read without the target."""
+        config = TwoTower.Config(embedding_dim=self.dim, hidden=self.hidden, dropout=self.dropout)
+        return self._run("two_tower", config, self._gain("mlp"))
 
     def din(self) -> Recipe:
         """DIN."""
