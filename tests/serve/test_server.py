@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -165,13 +167,26 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": b"ok"})  # fmt: skip
 
 
-def talked(test: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> Any:
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the path and what it has read."""
+    said, more = scope["path"].encode() + b" ", True
+    while more:
+        message = await receive()
+        said, more = said + message.get("body", b""), message.get("more_body", False)
+    headers = [(b"content-length", str(len(said)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": said})
+
+
+def talked(
+    test: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any], app: Any = nothing
+) -> Any:
     """Runs a coroutine with a connection to a server that answers at once."""
 
     async def run() -> Any:
         listener = server._bound("127.0.0.1", 0)
         config = uvicorn.Config(
-            nothing, http=protocol.PatientProtocol, ws="none", lifespan="off",
+            app, http=protocol.PatientProtocol, ws="none", lifespan="off",
             log_level="critical", timeout_keep_alive=1,
         )  # fmt: skip
         running = uvicorn.Server(config)
@@ -241,16 +256,129 @@ def test_a_client_that_is_slow_and_steady_enough_is_answered(monkeypatch):
     assert b"200 OK" in talked(steady)
 
 
-@pytest.mark.parametrize("said", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"x" * 100_000])
-def test_what_is_no_http_is_answered_with_a_problem(said):
-    async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-        writer.write(said + b"\r\n\r\n")
-        return await reader.read()
+def heard(said: bytes, app: Any = echo) -> bytes:
+    """Returns all that a server answers until it hangs up."""
 
-    head, _, body = talked(odd).partition(b"\r\n\r\n")
+    def spoken(port: int) -> bytes:
+        answer = b""
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            with contextlib.suppress(ConnectionError):  # it may hang up before it has read all
+                connection.sendall(said)
+            with contextlib.suppress(ConnectionError):
+                while chunk := connection.recv(1 << 16):
+                    answer += chunk
+        return answer
+
+    async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        return await asyncio.to_thread(spoken, writer.get_extra_info("peername")[1])
+
+    answer: bytes = talked(odd, app)
+    return answer
+
+
+POST = b"POST /a HTTP/1.1\r\nHost: x\r\n"
+NO_HTTP = {
+    "TLS": b"\x16\x03\x01\x02\x00\r\n\r\n",
+    "no path": b"GET\r\n\r\n",
+    "a long method": b"x" * 100_000 + b"\r\n\r\n",
+    "a long path": b"GET /" + b"x" * 400_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a long header": b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 400_000 + b"\r\n\r\n",
+    "many headers": b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    "another version": b"GET / HTTP/2.0\r\nHost: x\r\n\r\n",
+    "no version": b"GET /\r\n\r\n",
+    "a tunnel": b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "bare line feeds": b"GET / HTTP/1.1\nHost: x\n\n",
+    "a folded header": b"GET / HTTP/1.1\r\nHost: x\r\nX: y\r\n z\r\n\r\n",
+    "two lengths": POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+    "a length and chunks": POST
+    + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a signed length": POST + b"Content-Length: +3\r\n\r\nabc",
+    "an odd coding": POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "a broken chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "endless trailers": POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * 100_000,
+}
+
+
+@pytest.mark.parametrize("said", NO_HTTP.values(), ids=NO_HTTP)
+def test_what_is_no_http_is_answered_with_a_problem(said):
+    head, _, body = heard(said).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400")
     assert b"application/problem+json" in head
     assert json.loads(body)["status"] == 400
+
+
+def test_a_request_before_the_noise_keeps_its_answer():
+    said = POST + b"Content-Length: 3\r\n\r\nabc"
+    for noise in (b"\x16\x03", b"GET / HTTP/1.1\r\n\r\n"):
+        answer = heard(said + noise)
+        assert answer.endswith(b"/a abc")
+        assert answer.count(b"HTTP/1.1 ") == 1  # a 400 would be taken for the answer to a request
+    two = heard(said + said.replace(b"/a", b"/b") + b"\x16\x03")
+    assert two.count(b"200 OK") == 2
+    assert two.endswith(b"/b abc")
+
+
+def test_more_requests_than_wait_on_one_connection_are_not_read(monkeypatch):
+    monkeypatch.setattr(protocol, "MOST_WAITING", 5)
+    said = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert heard(said * 5 + b"\x16").count(b"200 OK") == 5
+    assert heard(said * 50).count(b"200 OK") < 50
+
+
+@pytest.mark.parametrize(
+    "framed",
+    [
+        b"Content-Length: 6\r\n\r\nabcdef",
+        b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n",
+    ],
+)
+def test_a_client_that_offers_another_protocol_is_answered_in_this_one(framed):
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n"
+
+    said = POST + offer + framed
+
+    def slowly(step: int) -> bytes:
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+            for place in range(0, len(said), step):
+                writer.write(said[place : place + step])
+                await writer.drain()
+                await asyncio.sleep(0)
+            return await reader.read()
+
+        answer: bytes = talked(talk, echo)
+        return answer
+
+    for step in (3, 1000):
+        assert slowly(step).endswith(b"\r\n\r\n/a abcdef")
+    assert heard(POST + offer + b"\r\n").endswith(b"\r\n\r\n/a ")
+
+
+def test_the_end_of_a_body_adds_nothing_to_the_head():
+    said = POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-Late: y\r\n\r\n\x16"
+    seen = []
+
+    async def noted(scope: Any, receive: Any, send: Any) -> None:
+        await echo(scope, receive, send)
+        seen.extend(name for name, _ in scope["headers"])
+
+    assert heard(said, noted).endswith(b"/a abc")
+    assert seen == [b"host", b"transfer-encoding"]
+
+
+def test_answers_do_not_wait_for_an_acknowledgement(monkeypatch):
+    delays = []
+    connected = protocol.PatientProtocol.connection_made
+
+    def noted(self: protocol.PatientProtocol, transport: Any) -> None:
+        connected(self, transport)
+        option = transport.get_extra_info("socket").getsockopt
+        delays.append(not option(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(protocol.PatientProtocol, "connection_made", noted)
+    heard(b"\x16\x03")
+    assert set(delays) == {False}
 
 
 # ---- settings
