@@ -20,7 +20,7 @@ from fullrank.batch import Batch, Columns, Jagged
 from fullrank.data.encode import Encoded
 from fullrank.data.featurizer import Featurizer
 from fullrank.data.spec import Column, History, Target
-from fullrank.errors import DataFormatError
+from fullrank.errors import DataFormatError, EmptyInputError
 from fullrank.serve.artifact import Artifact, read_manifest, versions
 from fullrank.serve.block_sizes import Score, score_in_sizes, try_blocks
 from fullrank.serve.example import example_rank, example_rows, example_user
@@ -248,7 +248,15 @@ class Engine:
                 raise self.wire.unknown(name, "the columns")
 
     def _sound(self, batch: Batch) -> Batch:
-        """Refuses a number that became infinite in 32 bits."""
+        """Refuses a batch without rows, and a number that became infinite in 32 bits."""
+        if len(batch) == 0:
+            raise EmptyInputError(
+                "a request has no rows",
+                where="the body",
+                found="0 rows",
+                expected="1 or more",
+                fix="send none when there is nothing to score",
+            )
         block = batch.numeric.block
         if bool(torch.isfinite(block).all()):
             return batch

@@ -76,15 +76,17 @@ def _paths(engine: Engine) -> Plain:
     retrieve = _post("retrieve", "Retrieve", "Find the items that a user likes best",
                      [deadline, label, _query("k", rows, "how many; 10 by default")],
                      examples["retrieve"])  # fmt: skip
-    retrieve["responses"]["404"] = _problem("404")
     bids = [1_000_000 + 250_000 * i for i in range(len(examples["rank"]["candidates"]))]
+    auctioned = _post("auction", "Auction", "Give slots to bids", auction,
+                      examples["rank"] | {"bids_micros": bids})  # fmt: skip
+    for operation in (retrieve, auctioned):  # where there is no index
+        operation["responses"]["404"] = _problem("404")
     return {
         "/v1/score": {"post": _post("score", "Score", "Score rows", [deadline],
                                     examples["score"], arrow=True)},
         "/v1/rank": {"post": _post("rank", "Rank", "Rank the candidates of one user", rank,
                                    examples["rank"], arrow=True)},
-        "/v1/auction": {"post": _post("auction", "Auction", "Give slots to bids", auction,
-                                      examples["rank"] | {"bids_micros": bids})},
+        "/v1/auction": {"post": auctioned},
         "/v1/retrieve": {"post": retrieve},
         "/v1/explain": {"post": _post("explain", "Explain", "What carried the score of a row",
                                       [deadline, label], examples["explain"])},

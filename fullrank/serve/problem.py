@@ -62,7 +62,7 @@ def problem(error: FullrankError, hidden: tuple[str, ...] = ()) -> dict[str, Any
         hidden: texts that must not be shown, such as the folder of the artefact.
     """
     status = status_of(error)
-    parts = {k: v for k, v in error.to_dict().items() if k != "error"}
+    parts = {k: v or "(empty)" for k, v in error.to_dict().items() if k != "error"}
     for text in hidden:
         parts = {k: v.replace(text, "...") for k, v in parts.items()}
     if not isinstance(error, RequestError):  # its parts were written for whoever asks

@@ -219,6 +219,24 @@ def test_the_service_describes_itself_and_its_examples_are_answered(folder):
     assert {ref.rsplit("/", 1)[1] for ref in refs} == set(known)
 
 
+def test_a_stream_without_rows_is_refused_and_the_next_request_is_answered(folder):
+    user, items = ROWS[:1].drop("ad"), ROWS.select("ad")
+    empty, unranked, whole = asked(
+        folder,
+        post("/v1/score", stream(ROWS[:0]), **ARROW),
+        post("/v1/rank", stream(user) + stream(items[:0]), **ARROW),
+        post("/v1/score", stream(ROWS[:1]), **ARROW),
+    )
+    assert is_problem(empty, 422)
+    assert is_problem(unranked, 422)
+    assert whole.status_code == 200  # what scores batches is still alive
+
+
+def test_every_part_of_a_problem_says_something(folder):
+    [answer] = asked(folder, post("/v1/score", {"": 1}))
+    assert is_problem(answer, 422)
+
+
 def test_numbers_count_what_happened(folder):
     rows = {"rows": objects(ROWS[:3])}
     *_, numbers = asked(
