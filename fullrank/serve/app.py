@@ -24,18 +24,11 @@ from starlette.routing import Route
 
 from fullrank.batch import Batch
 from fullrank.errors import FullrankError, OverloadedError, RequestError
-from fullrank.serve import arrow_body, metrics, problem
+from fullrank.serve import arrow_body, media, metrics, problem
 from fullrank.serve.ask import Query, read_body, require_token
 from fullrank.serve.auction import AuctionRules, run_auction
 from fullrank.serve.batching import Scores
 from fullrank.serve.explain import leave_out, told
-from fullrank.serve.media import (
-    arrow_answer,
-    json_answer,
-    require_readable,
-    sends_arrow,
-    wants_arrow,
-)
 from fullrank.serve.openapi import openapi
 from fullrank.serve.page import page_endpoints
 from fullrank.serve.pipeline import Pipeline, Retrieval, Retrieved
@@ -66,16 +59,18 @@ class Endpoints:
 
     async def _score(self, request: Request, query: Query, serving: Serving) -> Response:
         body = await self._body(request, query, serving)
-        if sends_arrow(request):
+        if media.sends_arrow(request):
             rows: Any = arrow_body.read_streams(body, 1, serving.engine.wire.max_rows)[0]
         else:
             rows = serving.engine.wire.score_request(body)
         batch = serving.engine.encode_rows(rows)
         scores = await self._scored(serving, batch, query, "score", rows)
         model = serving.engine.fingerprint
-        if wants_arrow(request):
-            return arrow_answer(dict(scores), model)
-        return json_answer({"model": model, "scores": {n: x.tolist() for n, x in scores.items()}})
+        if media.wants_arrow(request):
+            return media.arrow_answer(dict(scores), model)
+        return media.json_answer(
+            {"model": model, "scores": {n: x.tolist() for n, x in scores.items()}}
+        )
 
     async def rank(self, request: Request) -> Response:
         """POST /v1/rank: the candidates of one user, best first."""
@@ -88,7 +83,7 @@ class Endpoints:
         engine = serving.engine
         label = query.choice("label", engine.labels)
         top = query.whole("top", 1, engine.wire.max_rows, engine.wire.max_rows)
-        if sends_arrow(request):
+        if media.sends_arrow(request):
             user, candidates = arrow_body.read_streams(body, 2, engine.wire.max_rows)
             batch = engine.encode_rank(user, candidates)
             scores = await self._scored(serving, batch, query, "rank", user, candidates)
@@ -97,10 +92,12 @@ class Endpoints:
             scores = await self._ranked(serving, *given, query, "rank")
         order = np.argsort(-scores[label], kind="stable")[:top]  # ties: by order of arrival
         best = {n: x[order] for n, x in scores.items()}
-        if wants_arrow(request):
-            return arrow_answer({"candidate": order.astype(np.int32), **best}, engine.fingerprint)
+        if media.wants_arrow(request):
+            return media.arrow_answer(
+                {"candidate": order.astype(np.int32), **best}, engine.fingerprint
+            )
         plain = {n: x.tolist() for n, x in best.items()}
-        return json_answer(
+        return media.json_answer(
             {
                 "model": engine.fingerprint,
                 "label": label,
@@ -130,7 +127,7 @@ class Endpoints:
         user, candidates, bids = engine.wire.auction_request(body)
         scores = await self._ranked(serving, user, candidates, query, "auction")
         awards = run_auction(bids, scores[label].tolist(), rules)
-        return json_answer(
+        return media.json_answer(
             {
                 "model": engine.fingerprint,
                 "label": label,
@@ -158,7 +155,9 @@ class Endpoints:
             | {"item": p.item, "probability": p.probability}
             for p in placed
         ]
-        return json_answer({"model": serving.engine.fingerprint, "label": label, "awards": awards})
+        return media.json_answer(
+            {"model": serving.engine.fingerprint, "label": label, "awards": awards}
+        )
 
     async def retrieve(self, request: Request) -> Response:
         """POST /v1/retrieve: the items of the index that a user likes best."""
@@ -176,7 +175,7 @@ class Endpoints:
         index = retrieval.index
         items = index.items[index.item].gather(found.places).to_list()
         scores = {n: x.tolist() for n, x in found.probabilities.items()}
-        return json_answer(
+        return media.json_answer(
             {"model": engine.fingerprint, "label": label, "items": items, "scores": scores}
         )
 
@@ -197,7 +196,7 @@ class Endpoints:
         logits = await batcher.call(lambda: engine.logits(parts.batch), deadline)
         self._told(serving, None, logits, "explain", ())
         chances = engine.probabilities(logits)
-        return json_answer(
+        return media.json_answer(
             {"model": engine.fingerprint, "label": label}
             | told(parts, logits[label], chances[label])
         )
@@ -215,23 +214,25 @@ class Endpoints:
                 fix="send the process SIGHUP, or start it with --token-file",
             )
         await read_body(request, self.service)
-        return json_answer(await self.service.reload())
+        return media.json_answer(await self.service.reload())
 
     async def model(self, request: Request) -> Response:
         """GET /v1/model: what is served."""
-        return json_answer(self.service.serving.engine.describe())
+        return media.json_answer(self.service.serving.engine.describe())
 
     async def document(self, request: Request) -> Response:
         """GET /openapi.json: these endpoints, with types and examples of this artefact."""
-        return json_answer(openapi(self.service.serving.engine, bool(self.service.tokens)))
+        return media.json_answer(openapi(self.service.serving.engine, bool(self.service.tokens)))
 
     async def healthy(self, request: Request) -> Response:
         """GET /healthz: the process answers."""
-        return json_answer({"status": "ok"})
+        return media.json_answer({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
         """GET /readyz: an artefact is loaded and warm."""
-        return json_answer({"status": "ready", "model": self.service.serving.engine.fingerprint})
+        return media.json_answer(
+            {"status": "ready", "model": self.service.serving.engine.fingerprint}
+        )
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics: numbers of all workers."""
@@ -239,7 +240,7 @@ class Endpoints:
 
     async def _body(self, request: Request, query: Query, serving: Serving) -> bytes:
         """Reads a body, unless it is clear beforehand that there is no time for it."""
-        require_readable(request)
+        media.require_readable(request)
         serving.batcher.require_room(0, query.deadline(self.service.limits.deadline_ms))
         return await read_body(request, self.service)
 

@@ -1,4 +1,4 @@
-"""Page: the small web page at `/`, three files of this package that ask nobody but this server."""
+"""Page: the small web page at `/`, files of this package that ask nobody but this server."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ _TYPES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/server.js": ("server.js", "text/javascript; charset=utf-8"),
+    "/parts.js": ("parts.js", "text/javascript; charset=utf-8"),
+    "/values.js": ("values.js", "text/javascript; charset=utf-8"),
 }
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
