@@ -67,10 +67,8 @@ class Endpoints:
         scores = await self._scored(serving, batch, query, "score", rows)
         model = serving.engine.fingerprint
         if media.wants_arrow(request):
-            return media.arrow_answer(dict(scores), model)
-        return media.json_answer(
-            {"model": model, "scores": {n: x.tolist() for n, x in scores.items()}}
-        )
+            return media.as_arrow(dict(scores), model)
+        return media.as_json({"model": model, "scores": {n: x.tolist() for n, x in scores.items()}})
 
     async def rank(self, request: Request) -> Response:
         """POST /v1/rank: the candidates of one user, best first."""
@@ -93,11 +91,9 @@ class Endpoints:
         order = np.argsort(-scores[label], kind="stable")[:top]  # ties: by order of arrival
         best = {n: x[order] for n, x in scores.items()}
         if media.wants_arrow(request):
-            return media.arrow_answer(
-                {"candidate": order.astype(np.int32), **best}, engine.fingerprint
-            )
+            return media.as_arrow({"candidate": order.astype(np.int32), **best}, engine.fingerprint)
         plain = {n: x.tolist() for n, x in best.items()}
-        return media.json_answer(
+        return media.as_json(
             {
                 "model": engine.fingerprint,
                 "label": label,
@@ -127,7 +123,7 @@ class Endpoints:
         user, candidates, bids = engine.wire.auction_request(body)
         scores = await self._ranked(serving, user, candidates, query, "auction")
         awards = run_auction(bids, scores[label].tolist(), rules)
-        return media.json_answer(
+        return media.as_json(
             {
                 "model": engine.fingerprint,
                 "label": label,
@@ -155,7 +151,7 @@ class Endpoints:
             | {"item": p.item, "probability": p.probability}
             for p in placed
         ]
-        return media.json_answer(
+        return media.as_json(
             {"model": serving.engine.fingerprint, "label": label, "awards": awards}
         )
 
@@ -175,7 +171,7 @@ class Endpoints:
         index = retrieval.index
         items = index.items[index.item].gather(found.places).to_list()
         scores = {n: x.tolist() for n, x in found.probabilities.items()}
-        return media.json_answer(
+        return media.as_json(
             {"model": engine.fingerprint, "label": label, "items": items, "scores": scores}
         )
 
@@ -196,7 +192,7 @@ class Endpoints:
         logits = await batcher.call(lambda: engine.logits(parts.batch), deadline)
         self._told(serving, None, logits, "explain", ())
         chances = engine.probabilities(logits)
-        return media.json_answer(
+        return media.as_json(
             {"model": engine.fingerprint, "label": label}
             | told(parts, logits[label], chances[label])
         )
@@ -214,25 +210,23 @@ class Endpoints:
                 fix="send the process SIGHUP, or start it with --token-file",
             )
         await read_body(request, self.service)
-        return media.json_answer(await self.service.reload())
+        return media.as_json(await self.service.reload())
 
     async def model(self, request: Request) -> Response:
         """GET /v1/model: what is served."""
-        return media.json_answer(self.service.serving.engine.describe())
+        return media.as_json(self.service.serving.engine.describe())
 
     async def document(self, request: Request) -> Response:
         """GET /openapi.json: these endpoints, with types and examples of this artefact."""
-        return media.json_answer(openapi(self.service.serving.engine, bool(self.service.tokens)))
+        return media.as_json(openapi(self.service.serving.engine, bool(self.service.tokens)))
 
     async def healthy(self, request: Request) -> Response:
         """GET /healthz: the process answers."""
-        return media.json_answer({"status": "ok"})
+        return media.as_json({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
         """GET /readyz: an artefact is loaded and warm."""
-        return media.json_answer(
-            {"status": "ready", "model": self.service.serving.engine.fingerprint}
-        )
+        return media.as_json({"status": "ready", "model": self.service.serving.engine.fingerprint})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics: numbers of all workers."""

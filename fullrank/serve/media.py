@@ -15,12 +15,12 @@ JSON = "application/json"
 _ARROW_PATHS = ("/v1/score", "/v1/rank")
 
 
-def json_answer(value: Any) -> Response:
+def as_json(value: Any) -> Response:
     """Returns an answer in JSON."""
     return Response(msgspec.json.encode(value), media_type=JSON)
 
 
-def arrow_answer(columns: dict[str, Any], model: str) -> Response:
+def as_arrow(columns: dict[str, Any], model: str) -> Response:
     """Returns an answer as an Arrow stream, whose metadata name the model."""
     return Response(
         arrow_body.write_stream(columns, {"model": model}), media_type=arrow_body.MEDIA_TYPE
