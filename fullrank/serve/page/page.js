@@ -355,6 +355,8 @@ async function start() {
   $("label-choice").hidden = model.labels.length < 2;
   $("user-card").hidden = !fields.user.length;
   $("gate").hidden = true;
+  $("gate").reset();
+  $("gate-problem").replaceChildren();
   $("work").hidden = false;
   pick(0);
 }
