@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -11,15 +12,18 @@ import polars as pl
 import pytest
 import torch
 
+from fullrank.data.spec import Number
 from fullrank.serve.app import create_app
 from fullrank.serve.engine import Engine
 from fullrank.serve.explain import MOST_EVENTS, leave_out, told
 from fullrank.serve.predictor import Predictor
 from fullrank.serve.service import Limits, Service, ServiceConfig
 
+from . import conftest
 from .conftest import SPEC, make_artifact, make_log
 
 ROWS = make_log(12, seed=1).drop("click", "buy")
+LABELS = ("click", "buy")
 UNSEEN = {"user": "nobody", "ad": -7, "browser": "none"}
 
 
@@ -87,7 +91,8 @@ def test_only_the_column_that_a_score_depends_on_carries_it(log):
         assert all(t["change"] == 0 for t in others)
 
 
-def test_an_event_that_is_the_reason_is_named_with_its_place(log):
+@pytest.mark.parametrize("before", [0, 60])  # longer than what is read of a history
+def test_an_event_that_is_the_reason_is_named_with_its_place(before, log):
     predictor = Predictor(make_artifact("dcnv2", log))
     sought = engine_row(predictor, 5)
 
@@ -98,11 +103,26 @@ def test_an_event_that_is_the_reason_is_named_with_its_place(log):
         return {"click": logits, "buy": logits}
 
     engine = Engine(predictor, "f", hits)
-    row = objects(ROWS)[0] | {"past": [1, 2, 5, 3, 5, 5]}
+    older = [1] * before
+    row = objects(ROWS)[0] | {"past": [*older, 1, 2, 5, 3, 5, 5]}
     tokens = explained(engine, row)["tokens"]
-    assert [(t["event"], t["value"], t["change"]) for t in tokens if t["change"]] == [
-        (None, "all 6 events", -3.0), (2, "5", -1.0), (4, "5", -1.0), (5, "5", -1.0),
+    assert [(t["event"], t["change"]) for t in tokens if t["change"]] == [
+        (None, -3.0), (before + 2, -1.0), (before + 4, -1.0), (before + 5, -1.0),
     ]  # fmt: skip
+    assert [t["value"] for t in tokens[:2]] == [f"all {min(50, before + 6)} events", "5"]
+
+
+def test_a_number_that_is_left_out_reads_as_an_empty_one(log, monkeypatch):
+    """The mean of training, where a number is not scaled; its change would else be that of a 0."""
+    kept = tuple(
+        Number(name="price", transform="none") if c.name == "price" else c for c in SPEC.columns
+    )
+    monkeypatch.setattr(conftest, "SPEC", replace(SPEC, columns=kept))
+    predictor = Predictor(make_artifact("dcnv2", log))
+    engine = Engine(predictor, "f", lambda batch: dict.fromkeys(LABELS, batch.numeric["price"]))
+    said = explained(engine, objects(ROWS)[0] | {"price": 9.0})
+    [change] = [t["change"] for t in said["tokens"] if t["column"] == "price"]
+    assert change == pytest.approx(log["price"].mean() - 9.0, rel=1e-5)
 
 
 def engine_row(predictor: Predictor, item: int) -> int:

@@ -308,6 +308,8 @@ def test_a_candidate_is_chosen_with_the_keyboard(open_desk):
     page.keyboard.press("Enter")
     soon(lambda: it.tokens() == it.told(user | {"ad": third}))
     assert page.locator("#ranked [aria-pressed=true]").inner_text() == f"ad {third}"
+    it.input("user.age").fill("40")  # it stays chosen where its score changes
+    soon(lambda: it.tokens() == it.told(user | {"ad": third, "age": 40}))
     ways = {sign: page.locator(f"#tokens .{sign}").count() for sign in ("up", "down")}
     changes = [token[3] for token in it.tokens()]
     assert ways["down"] == sum(change > 0 for change in changes)  # it would be higher without
@@ -407,6 +409,46 @@ def test_a_late_answer_to_an_old_question_is_dropped(open_desk):
     page.wait_for_timeout(300)  # as long as an answer takes, and longer
     it.shows(user, it.ads())
     page.unroute("**/v1/rank*")
+
+
+VALUES: list[tuple[dict[str, bool], str, Any]] = [
+    ({}, "7", "7"),
+    ({}, " two words ", "two words"),
+    ({}, "", None),
+    ({"whole": True}, "7", 7),
+    ({"whole": True}, "-7", -7),
+    ({"whole": True}, "1e3", "1e3"),
+    ({"whole": True}, "9007199254740993", "9007199254740993"),  # no float holds it
+    ({"measure": True}, "1e3", 1000),
+    ({"measure": True}, "1e999", "1e999"),
+    ({"measure": True}, "3,5", "3,5"),
+    ({"list": True}, "", None),
+    ({"list": True}, "a, b,", ["a", "b"]),
+    ({"list": True}, "a,,b", ["a", None, "b"]),
+    ({"list": True}, '"a, b", "say ""so""",c d', ["a, b", 'say "so"', "c d"]),
+    ({"list": True, "whole": True}, "1, x, 2", [1, "x", 2]),
+]
+
+
+def test_texts_become_the_values_that_they_stand_for(desk):
+    script = """async (cases) => {
+        const { typed, shown } = await import("./values.js");
+        const first = cases.map(([field, text]) => typed(field, text));
+        return [first, cases.map(([field], i) => typed(field, shown(first[i])))];
+    }"""
+    expected = [value for _, _, value in VALUES]
+    given = [[kind, text] for kind, text, _ in VALUES]
+    assert desk.page.evaluate(script, given) == [expected, expected]
+
+
+def test_ids_that_no_float_holds_survive_the_browser(desk):
+    script = """async (text) => {
+        const { exact } = await import("./values.js");
+        return JSON.parse(text, exact);
+    }"""
+    text = '{"a": [9007199254740993, 7, -0.5, 1e300], "b": "9007199254740993"}'
+    read = {"a": ["9007199254740993", 7, -0.5, 1e300], "b": "9007199254740993"}
+    assert desk.page.evaluate(script, text) == read
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
