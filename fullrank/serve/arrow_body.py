@@ -12,14 +12,17 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from fullrank.data.arrow_ipc import is_compressed, messages
 from fullrank.errors import RequestError
 from fullrank.serve.problem import shown
 from fullrank.serve.wire import too_many
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
-_RECORD_BATCH, _DICTIONARY_BATCH = 3, 2  # of MessageHeader in Arrow's Message.fbs
 _MOST_COLUMNS = 10_000
+_ENTRY_BYTES = 16  # of an entry of a list, once it is read as text or as a number of 64 bits
+_DECODED_BYTES, _DECODED_RATIO = 64 << 20, 4  # what a body may stand for: the larger of the two
 _FAILURES = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
@@ -55,21 +58,12 @@ def _ends(body: bytes, streams: int) -> list[int]:
     """Returns where each stream ends, having looked at every message, but not into it."""
     source, ends = pa.BufferReader(body), []
     for _ in range(streams):
-        reader = pa.ipc.MessageReader.open_stream(source)
-        while (message := _next(reader)) is not None:
-            if _is_compressed(message.metadata.to_pybytes()):
-                raise _broken("compressed buffers")
+        if any(map(is_compressed, messages(source))):
+            raise _broken("compressed buffers")
         ends.append(source.tell())
     if source.tell() != len(body):
         raise _broken(f"{len(body) - source.tell():,} bytes after the last stream")
     return ends
-
-
-def _next(reader: Any) -> Any:
-    try:
-        return reader.read_next_message()
-    except StopIteration:
-        return None
 
 
 def _frame(stream: bytes, max_rows: int) -> pl.DataFrame:
@@ -80,12 +74,17 @@ def _frame(stream: bytes, max_rows: int) -> pl.DataFrame:
         for field in reader.schema:
             if not _is_readable(field.type):
                 raise _broken(f"column '{shown(field.name, 40)}' of type {shown(field.type, 40)}")
-        batches, rows = [], 0
+        batches, rows, decoded = [], 0, 0
+        most = max(_DECODED_BYTES, _DECODED_RATIO * len(stream))
         for batch in reader:
             rows += batch.num_rows
             if rows > max_rows:
                 raise too_many("the body", f"{rows:,} or more", max_rows)
             batch.validate(full=True)
+            for column in batch.columns:
+                decoded += _decoded_bytes(column, most)
+                if decoded > most:
+                    raise _too_much(decoded, most)
             batches.append(batch)
         table = pa.Table.from_batches(batches, reader.schema)
     # Nothing of the sender's schema goes on but names and plain types: names inside of a type may
@@ -94,6 +93,23 @@ def _frame(stream: bytes, max_rows: int) -> pl.DataFrame:
     frame = pl.from_arrow(pa.table(columns, names))
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _decoded_bytes(column: pa.Array, most: int) -> int:
+    """Returns how much a column takes when it is decoded; from `most` on, at least that.
+
+    A list of nulls may say any length, and a dictionary may name one long text many times.
+    """
+    t = pa.types
+    kind = column.type
+    if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
+        entries = _ENTRY_BYTES * len(column.values)
+        return entries if entries > most else entries + _decoded_bytes(column.values, most)
+    if not t.is_dictionary(kind):
+        return 0
+    lengths = pc.binary_length(column.dictionary).take(column.indices)
+    text: int = pc.sum(lengths, min_count=0).as_py()
+    return text
 
 
 def _is_readable(kind: pa.DataType) -> bool:
@@ -113,43 +129,15 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return pa.large_string() if t.is_dictionary(kind) else kind
 
 
-def _is_compressed(message: bytes) -> bool:
-    """Tells from the flatbuffer of a message whether its buffers are compressed.
-
-    Message: field 1 is the type of the header, field 2 the header. DictionaryBatch: field 1 is a
-    RecordBatch. RecordBatch: field 3 is the compression, absent where there is none.
-    """
-    root = struct.unpack_from("<I", message, 0)[0]
-    kind_at, header = _field(message, root, 1), _field(message, root, 2)
-    if not kind_at or not header:
-        return False
-    kind, table = message[kind_at], _follow(message, header)
-    if kind == _DICTIONARY_BATCH:
-        data = _field(message, table, 1)
-        if not data:
-            return False
-        table = _follow(message, data)
-    elif kind != _RECORD_BATCH:
-        return False
-    return _field(message, table, 3) != 0
-
-
-def _field(message: bytes, table: int, number: int) -> int:
-    """Returns where a field of a flatbuffer table lies, or 0 where it is absent."""
-    shared = table - struct.unpack_from("<i", message, table)[0]
-    if shared < 0:
-        raise _broken("a message that points outside of itself")
-    size = struct.unpack_from("<H", message, shared)[0]
-    place = 4 + 2 * number
-    if place + 2 > size:
-        return 0
-    offset: int = struct.unpack_from("<H", message, shared + place)[0]
-    return table + offset if offset else 0
-
-
-def _follow(message: bytes, at: int) -> int:
-    place: int = at + struct.unpack_from("<I", message, at)[0]
-    return place
+def _too_much(found: int, most: int) -> RequestError:
+    return RequestError(
+        "the Arrow body stands for too much",
+        status=413,
+        where="the body",
+        found=f"{found:,} bytes or more when it is decoded",
+        expected=f"at most {most:,}",
+        fix="split the request",
+    )
 
 
 def _broken(found: str) -> RequestError:

@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from fullrank.errors import RequestError
 from fullrank.serve import arrow_body
 from fullrank.serve.app import create_app
 from fullrank.serve.ask import digest
@@ -230,6 +231,36 @@ def test_a_stream_without_rows_is_refused_and_the_next_request_is_answered(folde
     assert is_problem(empty, 422)
     assert is_problem(unranked, 422)
     assert whole.status_code == 200  # what scores batches is still alive
+
+
+def swollen() -> dict[str, pa.Array]:
+    """Columns of one row or few that stand for gigabytes."""
+    many = 1 << 30
+    offsets = pa.array([0, many], pa.int64())
+    bits = pa.Array.from_buffers(pa.bool_(), many >> 6, [None, pa.py_buffer(bytes(many >> 9))])
+    names = pa.array(["x" * (1 << 20)])
+    return {
+        "nulls in a list": pa.LargeListArray.from_arrays(offsets, pa.nulls(many)),
+        "a list of a fixed size": pa.FixedSizeListArray.from_arrays(pa.nulls(many), many),
+        "bits": pa.LargeListArray.from_arrays(pa.array([0, many >> 6], pa.int64()), bits),
+        "one long name": pa.DictionaryArray.from_arrays(pa.array([0] * 400, pa.int8()), names),
+        "one long tag": pa.ListArray.from_arrays(
+            pa.array([0, 400], pa.int32()),
+            pa.DictionaryArray.from_arrays(pa.array([0] * 400, pa.int8()), names),
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", swollen())
+def test_a_small_body_may_not_stand_for_gigabytes(kind):
+    body = arrow_body.write_stream({"past": swollen()[kind]}, {})
+    before = pa.total_allocated_bytes()
+    with pytest.raises(RequestError) as caught:
+        arrow_body.read_streams(body, 1, 5000)
+    assert caught.value.status == 413
+    assert pa.total_allocated_bytes() - before < 8 << 20
+    column = swollen()[kind].slice(0, 0)  # the type is not what is refused
+    assert len(arrow_body.read_streams(arrow_body.write_stream({"past": column}, {}), 1, 5)[0]) == 0
 
 
 def test_every_part_of_a_problem_says_something(folder):

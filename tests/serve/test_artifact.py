@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -334,6 +336,15 @@ def test_a_forged_shape_of_a_tensor_allocates_nothing(saved, name, change):
         assert Path(name).name in refused(saved).where
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, before))
+
+
+def test_a_vocabulary_that_swells_is_refused(saved):
+    zeros = pl.DataFrame({"value": np.zeros(1 << 23, dtype=np.int64)}).with_columns(count="value")
+    zeros.write_ipc(saved / "featurizer/vocabulary-0.arrow", compression="zstd")
+    forge(saved)
+    error = refused(saved)
+    assert error.where.endswith("vocabulary-0.arrow")
+    assert f"{1 << 27:,} bytes that are packed into" in error.found
 
 
 def test_a_forged_width_allocates_nothing(saved, monkeypatch):
