@@ -323,12 +323,14 @@ class Index(RowsCommand):
     """CSV, Parquet or Arrow file with one row per item."""
     bid: str = ""
     """Column with bids for auctions, whole numbers in millionths of the currency's unit."""
+    search: Literal["exact", "hnsw"] = "exact"
+    """"hnsw" keeps a graph for approximate search too, and measures what that misses."""
 
     def run(self) -> dict[str, Any]:
         """Runs the command."""
         from fullrank.workflow.index import index_command
 
-        return index_command(self.artifact, self.items, self.bid, self.options())
+        return index_command(self.artifact, self.items, self.bid, self.search, self.options())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """ItemIndex: the vectors of a catalogue, beside the artefact that made them.
 
-    ARTIFACT/index.safetensors    vectors [I, D], and the raw rows of the items as an Arrow stream
+    ARTIFACT/index.safetensors    vectors [I, D], the raw rows of the items as an Arrow stream, and
+                                  the links of a graph for approximate search, if it has one
 
-The file is data, like the artefact: a structure for approximate search is built when it is loaded,
-because the files of such structures may not be read from strangers.
+The file is data, like the artefact: the files of libraries for approximate search may not be read
+from strangers, so that a graph is kept as plain numbers, each of which is checked.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ from fullrank.errors import ArtifactError, DataFormatError, RequestError, Schema
 from fullrank.model import Retriever
 from fullrank.ops.blocks import score_in_blocks
 from fullrank.serve.arrow_body import read_streams, write_stream
+from fullrank.serve.hnsw import Graph
 from fullrank.serve.predictor import Predictor
 from fullrank.serve.values import Values
 from fullrank.serve.wire import Given
 
 FILE = "index.safetensors"
 _FORMAT = "1"
+_GRAPH = ("levels", "links", "entry")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +51,14 @@ class ItemIndex:
         items: I raw rows: the columns that a vector depends on, and the bid if there is one.
         item: column with the names of the items, each once.
         bid: column with bids in micro-units of currency, or "".
+        graph: over the vectors, for approximate search; None where none was kept.
     """
 
     vectors: np.ndarray
     items: pl.DataFrame
     item: str
     bid: str = ""
+    graph: Graph | None = None
 
     @classmethod
     def build(cls, predictor: Predictor, items: pl.DataFrame, bid: str = "") -> ItemIndex:
@@ -162,6 +167,9 @@ class ItemIndex:
         table = self.items.to_arrow()
         stream = write_stream({n: table[n] for n in table.column_names}, {})
         tensors = {"vectors": self.vectors, "items": np.frombuffer(stream, dtype=np.uint8)}
+        if graph := self.graph:
+            entry = np.array([graph.entry])
+            tensors |= {"levels": graph.levels, "links": graph.links, "entry": entry}
         said = {"format": _FORMAT, "artifact": fingerprint, "item": self.item, "bid": self.bid}
         path = folder / FILE
         with written_whole(path) as draft:
@@ -190,7 +198,7 @@ class ItemIndex:
             [items] = read_streams(tensors["items"].tobytes(), 1, len(vectors))
         except RequestError as cause:
             raise _unfit(path, cause.found, "the rows of its items") from cause
-        index = cls(vectors, items, said["item"], said["bid"])
+        index = cls(vectors, items, said["item"], said["bid"], _graph(tensors, path))
         _require_sound(index, predictor, path)
         return index
 
@@ -257,17 +265,31 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
             said = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in ("vectors", "items")}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError) as cause:
         raise _unfit(path, str(cause).splitlines()[0][:200], "a safetensors file") from cause
     stated = said.pop("sha256", "")
     if said.keys() != {"format", "artifact", "item", "bid"} or said["format"] != _FORMAT:
         raise _unfit(path, f"a header with {sorted(said)}"[:200], f"format {_FORMAT}")
+    if tensors.keys() not in ({"vectors", "items"}, {"vectors", "items", *_GRAPH}):
+        raise _unfit(path, f"parts {sorted(tensors)}"[:200], "vectors, items, and maybe a graph")
     if _digest(tensors, said) != stated:
         raise _unfit(path, "other contents than when it was written", f"sha256 {stated[:16]}...")
     if tensors["vectors"].dtype != np.float32 or tensors["vectors"].ndim != 2:
         raise _unfit(path, f"vectors of type {tensors['vectors'].dtype}", "[I, D] float32")
     return tensors, said
+
+
+def _graph(tensors: Mapping[str, np.ndarray], path: Path) -> Graph | None:
+    if "links" not in tensors:
+        return None
+    levels, links, entry = (tensors[name] for name in _GRAPH)
+    if entry.shape != (1,) or entry.dtype != np.int64:
+        raise _unfit(path, f"a search that begins at {entry.dtype} {entry.shape}", "one node")
+    graph = Graph(levels, links, int(entry[0]))
+    if fault := graph.fault(len(tensors["vectors"])):
+        raise _unfit(path, fault, "a graph over its vectors")
+    return graph
 
 
 def _require_sound(index: ItemIndex, predictor: Predictor, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from fullrank.errors import ArtifactError, DataFormatError, ExtraMissingError, SchemaError
+from fullrank.errors import ArtifactError, DataFormatError, SchemaError
 from fullrank.serve.arrow_body import write_stream
 from fullrank.serve.artifact import read_manifest
-from fullrank.serve.hnsw import Hnsw, recall
 from fullrank.serve.predictor import Predictor
 from fullrank.serve.retrieval import FILE, ItemIndex, encode_items
 from tests.serve.catalogue import ITEM_COLUMNS, catalogue, make_artifact, save_artifact
@@ -254,62 +252,6 @@ def test_names_get_the_type_that_training_saw(predictor: Predictor) -> None:
     assert ItemIndex.build(predictor, text, "bid").items["bid"].dtype == pl.Int64
     numbers = catalogue(3).with_columns(ad=pl.Series([1, 2, 3]))
     assert ItemIndex.build(predictor, numbers).items["ad"].to_list() == ["1", "2", "3"]
-
-
-def uneven(count: int, seed: int) -> np.ndarray:
-    """Vectors of uneven length, whose largest products are not of the nearest."""
-    rng = np.random.default_rng(seed)
-    return (rng.normal(size=(count, 8)) * np.exp(rng.normal(size=(count, 1)))).astype(np.float32)
-
-
-def test_approximate_search_finds_most_and_its_products_are_true() -> None:
-    vectors, queries = uneven(3000, 1), uneven(40, 2)
-    exact = ItemIndex(vectors, pl.DataFrame({"ad": range(3000)}), "ad")
-    graph = Hnsw(vectors)
-    assert recall(exact, graph, queries, 20) > 0.9
-    for query in queries[:5]:
-        places, products = graph.search(query, 20)
-        np.testing.assert_allclose(products, vectors[places] @ query, rtol=1e-4, atol=1e-4)
-        assert (np.diff(products) <= 1e-4).all()
-    again = Hnsw(vectors)
-    for query in queries:
-        assert np.array_equal(again.search(query, 20)[0], graph.search(query, 20)[0])
-    assert len(graph.search(queries[0], 10**6)[0]) <= 3000
-    assert len(Hnsw(vectors[:0]).search(queries[0], 5)[0]) == 0
-
-
-def test_what_all_items_have_in_common_costs_no_recall() -> None:
-    rng = np.random.default_rng(0)
-    queries, common = rng.normal(size=(40, 16)), rng.normal(size=16)
-    vectors = (rng.normal(size=(3000, 16)) + 5 * common).astype(np.float32)
-    queries = queries.astype(np.float32)
-    exact = ItemIndex(vectors, pl.DataFrame({"ad": range(3000)}), "ad")
-    assert recall(exact, Hnsw(vectors), queries, 20) > 0.9
-    graph = Hnsw(vectors)
-    graph._graph.reset()
-    graph._graph.add(vectors)  # with what is common left in
-    assert recall(exact, graph, queries, 20) < 0.5
-
-
-def test_recall_is_the_share_that_was_found() -> None:
-    vectors, queries = uneven(60, 1), uneven(7, 2)
-    exact = ItemIndex(vectors, pl.DataFrame({"ad": range(60)}), "ad")
-
-    class Half:
-        def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-            places, products = exact.search(query, k)
-            return places[::2], products[::2]
-
-    assert recall(exact, exact, queries, 10) == 1.0
-    assert recall(exact, Half(), queries, 10) == 0.5
-    blind = Hnsw(np.random.default_rng(0).permutation(vectors))
-    assert recall(exact, blind, queries, 10) < 0.5
-
-
-def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ExtraMissingError, match="optional library"):
-        Hnsw(uneven(3, 0))
 
 
 def test_the_file_holds_data_alone(folder: Path, index: ItemIndex) -> None:

@@ -35,14 +35,19 @@ def test_a_file_of_items_becomes_an_index(
         items.with_columns(
             pl.col("tags", "picture").cast(pl.List(pl.String)).list.join("|")
         ).write_csv(file)
-    assert main(["index", str(folder), str(file), "--bid", "bid", "--json"]) == 0
+    asked = ["index", str(folder), str(file), "--bid", "bid", "--json"]
+    assert main([*asked, *(["--search", "hnsw"] if ending == "csv" else [])]) == 0
     result = said(capsys)
     assert (result["items"], result["bid"], result["out"]) == (90, "bid", str(folder / FILE))
-    assert result["measured"]["recall"] == 1.0  # type: ignore[index]
+    if ending == "csv":
+        assert result["measured"]["recall"] == 1.0  # type: ignore[index]
+    else:
+        assert result["measured"] is None
     engine = Engine.load(folder)
     retrieval = Retrieval.load(folder, engine)
     direct = ItemIndex.build(engine.predictor, catalogue(), "bid")
     np.testing.assert_allclose(retrieval.index.vectors, direct.vectors, rtol=1e-6, atol=1e-6)
+    assert (retrieval.index.graph is None) == (ending == "parquet")
     assert "note" not in retrieval.index.items.columns
     assert len(Pipeline(retrieval, None, "click").run(USERS[0], 9, AuctionRules(slots=2))) == 2
 
@@ -63,7 +68,9 @@ def test_what_cannot_be_indexed_ends_in_five_parts(
     ):
         assert main(["index", *map(str, asked), "--json"]) == 1
         assert said(capsys)["error"] == error
-    assert not (folder / FILE).exists()
     monkeypatch.setitem(sys.modules, "faiss", None)
+    assert main(["index", str(folder), str(file), "--search", "hnsw", "--json"]) == 2
+    assert said(capsys)["error"] == "ExtraMissingError"
+    assert not (folder / FILE).exists()
     assert main(["index", str(folder), str(file), "--json"]) == 0
     assert said(capsys)["measured"] is None
