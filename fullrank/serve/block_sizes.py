@@ -2,7 +2,8 @@
 
 A block of 64 rows costs nearly as much as one of 200, because most of it is the way through the
 layers. Larger blocks usually give every row the same bits; that depends on the machine, its
-libraries and the widths of the model, so it is tried on the model at hand, when it is loaded.
+libraries and the widths of the model, so it is tried on the model at hand, when it is loaded. With
+a past beside every row, a larger block may cost more per row, and is not used then.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Blocks:
 
     Args:
         seconds: size -> the least time that a block of it took; both increase. The usual size is
-            the first, the others are those that gave every row the same bits.
+            the first, the others are those that gave every row the same bits and cost less per row.
         independent: a row got the same bits in any company. Where it did not, a served score may
             differ from an offline one in its last bits.
     """
@@ -72,7 +73,7 @@ def try_blocks(score: Score, schema: Schema) -> Blocks:
                     good.discard(size)
         independent = BLOCK_ROWS in good
         sizes = sorted({BLOCK_ROWS, *good}) if independent else [BLOCK_ROWS]
-        return Blocks(_seconds(score, schema, sizes), independent)
+        return Blocks(_paying(_seconds(score, schema, sizes)), independent)
 
 
 def score_in_sizes(score: Score, batch: Batch, blocks: Blocks) -> dict[str, np.ndarray]:
@@ -107,6 +108,15 @@ def _seconds(score: Score, schema: Schema, sizes: list[int]) -> dict[int, float]
             times.append(perf_counter() - began)
         seconds[size] = least = max(least, min(times))
     return seconds
+
+
+def _paying(seconds: dict[int, float]) -> dict[int, float]:
+    """Leaves out sizes that cost more per row than a smaller one, as where caches overflow."""
+    kept: dict[int, float] = {}
+    for size, time in seconds.items():
+        if all(time / size < least / smaller for smaller, least in kept.items()):
+            kept[size] = time
+    return kept
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

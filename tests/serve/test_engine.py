@@ -104,8 +104,23 @@ def by_hand(batch: Batch, logits: torch.Tensor) -> torch.Tensor:
     return batch.categorical.block.sum(1) * 0.125 + batch.weight
 
 
-def test_a_block_size_that_changes_bits_is_not_used(plain):
+def timed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> None:
+    monkeypatch.setattr(
+        "fullrank.serve.block_sizes._seconds",
+        lambda score, schema, sizes: {size: seconds(size) for size in sizes},
+    )
+
+
+def test_a_block_size_that_costs_more_per_row_is_not_used(plain, monkeypatch):
     schema = plain.artifact.schema
+    timed(monkeypatch, {64: 1.0, 128: 1.5, 256: 3.2, 512: 5.0}.__getitem__)
+    blocks = try_blocks(altered(plain, by_hand), schema)
+    assert blocks.seconds == {64: 1.0, 128: 1.5, 512: 5.0}
+
+
+def test_a_block_size_that_changes_bits_is_not_used(plain, monkeypatch):
+    schema = plain.artifact.schema
+    timed(monkeypatch, lambda size: 1.0 + size / 64)
     blocks = try_blocks(altered(plain, by_hand), schema)
     assert (tuple(blocks.seconds), blocks.independent) == ((64, *SIZES), True)
     sized = altered(plain, lambda b, x: by_hand(b, x) + 1e-3 * (len(b) == 256))
