@@ -28,7 +28,7 @@ class PatientProtocol(HttpToolsProtocol):
     """One connection."""
 
     _timer: asyncio.TimerHandle | None = None
-    _in_head, _got_on = False, False
+    _in_head, _got_on, _last = False, False, False
     _unread = 0  # bytes since the last end of a head or piece of a body
 
     def connection_made(self, transport: Any) -> None:
@@ -66,14 +66,17 @@ class PatientProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
+            if self._last:  # after the body of the last request that is answered
+                return
             # trap: httptools ends a request that offers another protocol before its body, which
             # some clients offer with every request; another parser reads the body
+            self._last = True
             framing = (b"content-length", b"transfer-encoding")
             lines = [name + b": " + value for name, value in self.headers if name in framing]
             self.cycle.keep_alive = False
             self.parser = httptools.HttpRequestParser(_Body(self))
             self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *lines, b"", b""]))
-            self.parser.feed_data(data[upgrade.args[0] :])
+            self._feed(data[upgrade.args[0] :])
 
     def on_message_begin(self) -> None:
         """Begins a head."""

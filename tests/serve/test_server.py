@@ -352,6 +352,9 @@ def test_a_client_that_offers_another_protocol_is_answered_in_this_one(framed):
 
     for step in (3, 1000):
         assert slowly(step).endswith(b"\r\n\r\n/a abcdef")
+    twice = heard(said + said)  # the first is the last of its connection
+    assert twice.endswith(b"\r\n\r\n/a abcdef")
+    assert twice.count(b"HTTP/1.1 ") == 1
     assert heard(POST + offer + b"\r\n").endswith(b"\r\n\r\n/a ")
 
 
