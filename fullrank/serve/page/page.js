@@ -167,11 +167,11 @@ function draw_ranking(answer, list) {
   if (!before.size) order.forEach((c, i) => before.set(c.id, i));
   if (!list.some((c) => c.id === chosen)) chosen = order[0].id;
   const most = Object.fromEntries(labels.map((n) => [n, Math.max(...answer.scores[n]) || 1]));
-  const heads = ["Rank", "Candidate", ...labels.map(spoken)].map((t) => h("th", { scope: "col" }, t));
+  const heads = ["Rank", "#", "Candidate", ...labels.map(spoken)].map((t) => h("th", { scope: "col" }, t));
   const rows = order.map((c, i) => {
-    const [first, ...others] = fields.candidate.map((f) => `${spoken(f.name)} ${c.values[f.name] || "empty"}`);
+    const [first, ...others] = named_by(c);
     const name = h("button", { type: "button", class: "pick", "aria-pressed": String(c.id === chosen) },
-      first, h("span", {}, others.slice(0, 3).map((t) => ` · ${t}`).join("")));
+      first, h("span", {}, others.slice(0, 2).map((t) => ` · ${t}`).join("")));
     const cells = labels.map((n) => {
       const p = answer.scores[n][i];
       const bar = h("i");
@@ -181,14 +181,21 @@ function draw_ranking(answer, list) {
       return h("td", {}, h("div", { class: kind }, h("div", { class: "bar", "aria-hidden": "true" }, bar), value));
     });
     const choose = () => select(c.id);
+    const number = h("td", { class: "tight" }, String(list.indexOf(c) + 1));
     const place = h("td", {}, String(i + 1), moved(c.id, i));
-    return h("tr", { "data-id": c.id, class: c.id === chosen ? "chosen" : "", onclick: choose }, place, h("td", {}, name), ...cells);
+    return h("tr", { "data-id": c.id, class: c.id === chosen ? "chosen" : "", onclick: choose }, place, number, h("td", {}, name), ...cells);
   });
   const focused = document.activeElement?.closest?.("#ranked tr")?.dataset.id;
   $("ranked").replaceChildren(h("thead", {}, h("tr", {}, ...heads)), h("tbody", {}, ...rows));
   if (focused !== undefined) $("ranked").querySelector(`tr[data-id="${focused}"] .pick`)?.focus();
   $("results").classList.remove("stale");
   $("said").textContent = `First: ${rows[0].querySelector(".pick").textContent}, ${percent(answer.scores[answer.label][0])}.`;
+}
+
+// What a person knows a candidate by: its names before its measures.
+function named_by(candidate) {
+  const all = [...fields.candidate.filter((f) => !f.measure), ...fields.candidate.filter((f) => f.measure)];
+  return all.map((f) => `${spoken(f.name)} ${candidate.values[f.name] || "empty"}`);
 }
 
 function moved(id, rank) {
@@ -231,9 +238,7 @@ function token_name(column) {
 }
 
 function draw_tokens(answer, candidate, all = false) {
-  const first = fields.candidate[0].name;
-  const name = `${spoken(first)} ${candidate.values[first] || "empty"}`;
-  const lead = h("p", { class: "lead" }, h("b", {}, name), " scores ", h("b", {}, percent(answer.probability)),
+  const lead = h("p", { class: "lead" }, h("b", {}, named_by(candidate)[0]), " scores ", h("b", {}, percent(answer.probability)),
     ` for ${spoken(answer.label)}. Each bar is how far one value moved that score, found by leaving it out.`);
   const tokens = all ? answer.tokens : answer.tokens.slice(0, FIRST_TOKENS);
   const most = Math.max(...answer.tokens.map((t) => Math.abs(t.change)), 1e-12);
