@@ -9,19 +9,23 @@ ifneq ($(wildcard ../shared/data/README.md),)
 export FULLRANK_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test slow check bench rankers sequence clean
+.PHONY: demo test slow fuzz check bench rankers sequence clean
 
 demo: $(STAMP)
 	$(VENV)/bin/fullrank demo
 
 # Tiny matrices: a second thread would only wait for the first.
-test slow: export OMP_NUM_THREADS = 1
+test slow fuzz: export OMP_NUM_THREADS = 1
 
 test: $(STAMP)
 	$(PY) -m pytest -m "not slow" --durations=8
 
 slow: $(STAMP)
 	$(PY) -m pytest -m slow
+
+# The storm on the server in full; `make test` sends a twentieth of it.
+fuzz: $(STAMP)
+	FULLRANK_FUZZ_REQUESTS=24000 $(PY) -m pytest -s tests/serve/test_fuzz.py
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
