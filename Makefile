@@ -25,7 +25,7 @@ slow: $(STAMP)
 
 # The storm on the server in full; `make test` sends a twentieth of it.
 fuzz: $(STAMP)
-	FULLRANK_FUZZ_REQUESTS=24000 $(PY) -m pytest -s tests/serve/test_fuzz.py
+	FULLRANK_FUZZ_REQUESTS=24000 $(PY) -m pytest -s tests/serve/test_fuzz.py tests/serve/test_fuzz_sockets.py
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -48,6 +48,8 @@ bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) bench/attention.py --out docs/results/attention.svg
 	OMP_NUM_THREADS=1 $(PY) bench/padding.py
 	$(PY) bench/histories.py
+	OMP_NUM_THREADS=1 $(PY) bench/forms.py
+	OMP_NUM_THREADS=1 $(PY) bench/serving.py
 	$(PY) bench/report.py
 
 # Every ranker, its baselines and its controls: hours on two cores, and each finished run is kept.

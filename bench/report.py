@@ -26,6 +26,8 @@ ORDER = (
     "padding",
     "recurrent",
     "attention",
+    "forms",
+    *(f"serving_{part}" for part in ("latency", "tail", "fastapi", "caching", "overload", "kill")),
 )
 HEAD = """# Benchmarks
 
@@ -42,7 +44,8 @@ def main() -> None:
         if path.exists():
             sections.append(section(json.loads(path.read_text())))
         else:
-            print(f"no figures yet: run python bench/{name}.py")
+            script = "serving" if name.startswith("serving_") else name
+            print(f"no figures yet: run python bench/{script}.py")
     utilisation = WORK / "rankmixer_utilisation.json"
     if utilisation.exists():
         sections.append(rankmixer(json.loads(utilisation.read_text())))

@@ -22,6 +22,11 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "torch_rechub": ("torch-rechub==0.9.0",),
     # Imports requests and pandas without declaring them.
     "deepctr_torch": ("deepctr-torch==0.3.0", "requests", "pandas"),
+    # Serves our model: what reads an artefact is needed too.
+    "fastapi": (
+        *("fastapi==0.165.0", "pydantic==2.14.3", "uvicorn==0.54.0", "httptools==0.9.0"),
+        *("polars==2.1.0", "pyarrow==26.0.1", "safetensors==0.8.0", "numpy==2.4.6"),
+    ),
 }
 
 
