@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import struct
 import sys
 from collections import Counter
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import polars as pl
 import pyarrow as pa
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 
 from fullrank.serve.app import create_app
@@ -23,8 +26,29 @@ from fullrank.serve.ask import digest
 from fullrank.serve.service import Limits, Service, ServiceConfig
 
 PARTS = ("type", "title", "detail", "where", "found", "expected", "fix")
+REQUESTS = int(os.environ.get("FULLRANK_FUZZ_REQUESTS", "1200"))  # about as many are sent
 MOST_ROWS = 50  # of a request; few, so that "too many" is cheap to send
 COUNTS: Counter[tuple[str, int]] = Counter()  # (endpoint, status) -> answers
+
+
+def requests_of(share: float) -> Any:
+    """Settings of a test that sends a share of all requests, the same ones every time."""
+    return hypothesis.settings(
+        max_examples=max(5, int(REQUESTS * share)),
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def tell() -> None:
+    """Prints what was answered so far, if the storm is a full one."""
+    if REQUESTS < 20_000:
+        return
+    print(f"\n{sum(COUNTS.values()):,} requests")
+    for (path, status), times in sorted(COUNTS.items()):
+        print(f"{path:16} {status or 'none':>4} {times:7,}")
 
 
 def require_sound(status: int, kind: str, body: bytes, secrets: Sequence[str]) -> None:

@@ -6,13 +6,10 @@ The environment variable FULLRANK_FUZZ_REQUESTS says how many; `make fuzz` asks 
 from __future__ import annotations
 
 import json
-import os
-import re
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import hypothesis
@@ -20,7 +17,7 @@ import polars as pl
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
@@ -29,33 +26,18 @@ from fullrank.serve.block_sizes import Blocks
 from fullrank.serve.engine import Engine
 from fullrank.serve.retrieval import ItemIndex
 
-from . import catalogue, sockets, storm
+from . import catalogue, storm
 from .conftest import make_artifact, make_log
-from .storm import COUNTS, Server, hostile_arrow, hostile_json, in_process
-from .test_server import TOKEN, running
+from .storm import REQUESTS, Server, hostile_arrow, hostile_json, in_process, requests_of
+from .test_server import TOKEN
 
-REQUESTS = int(os.environ.get("FULLRANK_FUZZ_REQUESTS", "1200"))
 ARROW = {"Content-Type": arrow_body.MEDIA_TYPE}
-
-
-def requests_of(share: float) -> Any:
-    """Settings of a test that sends a share of all requests, the same ones every time."""
-    return hypothesis.settings(
-        max_examples=max(5, int(REQUESTS * share)),
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def counted() -> Iterator[None]:
     yield
-    with open(os.devnull if REQUESTS < 20_000 else "/dev/stderr", "w") as out:
-        print(f"\n{sum(COUNTS.values()):,} requests", file=out)
-        for (path, status), times in sorted(COUNTS.items()):
-            print(f"{path:16} {status or 'none':>4} {times:7,}", file=out)
+    storm.tell()
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +92,30 @@ def examples(server: Server) -> dict[str, Any]:
 
 def send(server: Server, path: str, body: bytes, **headers: str) -> httpx.Response:
     return server.send(server.client.build_request("POST", path, content=body, headers=headers))
+
+
+PROBLEM = dict.fromkeys(storm.PARTS, "said") | {"status": 422}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "change"),
+    [
+        (500, "application/problem+json", {"status": 500}),
+        (422, "application/json", {}),
+        (422, "application/problem+json", {"status": 400}),
+        (422, "application/problem+json", {"fix": ""}),
+        (422, "application/problem+json", {"found": "x" * 101}),
+        (422, "application/problem+json", {"detail": "Traceback (most recent call last)"}),
+        (422, "application/problem+json", {"where": "/srv/artifact/weights"}),
+        (200, "application/json", {"where": "/srv/artifact/weights"}),
+    ],
+)
+def test_an_answer_that_breaks_a_rule_is_noticed(status, kind, change):
+    good = json.dumps(PROBLEM).encode()
+    storm.require_sound(422, "application/problem+json", good, ["/srv/artifact"])
+    bad = json.dumps(PROBLEM | change).encode()
+    with pytest.raises(AssertionError):
+        storm.require_sound(status, kind, bad, ["/srv/artifact"])
 
 
 # ---- from its own OpenAPI
@@ -252,6 +258,46 @@ def test_a_body_of_another_type_than_it_says_is_refused(server, lie):
         assert answer.status_code in ((400, 415) if indexed else (404,))
 
 
+TEXT = st.one_of(
+    st.text(max_size=20), st.sampled_from(["1", "0", "-1", "1e3", "9" * 30, "", "%", "\u0661"])
+)
+QUERY = st.dictionaries(
+    st.sampled_from(
+        ["top", "label", "k", "slots", "retrieve", "deadline_ms", "reserve_micros", "x"]
+    ),
+    st.one_of(TEXT, st.lists(TEXT, max_size=2)),
+    max_size=3,
+)
+HEADERS = st.dictionaries(
+    st.sampled_from(
+        [b"Accept", b"X-Request-Id", b"Content-Length", b"Content-Type", b"Cookie", b"Host"]
+    ),
+    st.one_of(st.binary(max_size=30), st.sampled_from([b"9" * 30, b"-1", b"a" * 10_000])),
+    max_size=2,
+)
+
+
+def test_odd_paths_queries_and_headers_are_answered(server):
+    known = list(examples(server).items())
+    token = [(b"authorization", server.client.headers.get("authorization", "").encode())]
+
+    @requests_of(0.08)
+    @given(
+        st.sampled_from(known), TEXT, QUERY, HEADERS, st.sampled_from(["POST", "GET", "PUT", "Ā"])
+    )
+    def check(one: tuple[str, Any], tail: str, query: Any, headers: Any, method: str) -> None:
+        path, example = one
+        url = httpx.URL(f"http://t{path}{quote(tail)}", params=query)
+        said = [*headers.items(), *token]
+        content = json.dumps(example).encode()
+        request = httpx.Request("POST", url, headers=said, content=content)
+        request.method = method
+        answer = server.send(request)
+        assert answer.headers.get("x-request-id", "a").isascii()
+
+    check()
+
+
 # ---- tokens
 
 
@@ -293,86 +339,3 @@ def test_only_the_token_opens(server):
         assert asked_with(server, value) == 401
 
     check()
-
-
-# ---- over a socket
-
-
-@pytest.fixture(scope="module")
-def process(tmp_path_factory) -> Iterator[tuple[int, int, tuple[str, ...], bytes]]:
-    """A real server: its process, its port, its secrets, and a body that it answers."""
-    folder = tmp_path_factory.mktemp("process")
-    ranker(folder / "artifact")
-    with running(folder) as (process, client):
-        model = client.get("/v1/model")
-        body = json.dumps(model.json()["example"]["score"]).encode()
-        scored = client.post("/v1/score", content=body).content
-        assert client.base_url.port is not None
-        yield process.pid, client.base_url.port, (str(folder), TOKEN), body
-        assert client.get("/v1/model").content == model.content
-        assert client.post("/v1/score", content=body).content == scored
-        process.terminate()
-        said = process.communicate(timeout=60)[0]
-        assert "Traceback" not in said
-        assert TOKEN not in said
-
-
-BEARER = f"Authorization: Bearer {TOKEN}".encode()
-
-
-@requests_of(0.12)
-@given(st.data())
-def test_bytes_on_a_socket_are_answered_or_hung_up_on(process, data):
-    _, port, secrets, body = process
-    line = data.draw(st.sampled_from([BEARER, b"Authorization: Bearer \xff"]))
-    sockets.require_sane(port, data.draw(sockets.hostile_http(body, line)), secrets)
-
-
-@pytest.mark.parametrize("name", sockets.SMUGGLED)
-def test_what_could_be_read_in_two_ways_ends_the_connection(process, name):
-    _, port, secrets, _ = process
-    assert sockets.require_sane(port, sockets.smuggled(name, BEARER), secrets, quiet=1.0) == [400]
-
-
-def test_requests_that_follow_one_another_are_all_answered(process):
-    _, port, secrets, body = process
-    said = sockets.post(body, BEARER) + sockets.chunked(body, BEARER) + sockets.post(body)
-    assert sockets.require_sane(port, said * 3, secrets, quiet=1.0) == [200, 200, 401] * 3
-
-
-def most_memory(pid: int) -> int:
-    """Returns the largest memory that a process ever had, in megabytes."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) >> 10
-
-
-@pytest.mark.parametrize("says_so", [True, False])
-def test_a_hundred_megabytes_are_refused_and_not_kept(process, says_so):
-    pid, port, secrets, _ = process
-    before = most_memory(pid)
-    many = b" " * (100 << 20)
-    said = sockets.post(many, BEARER) if says_so else sockets.chunked(many, BEARER)
-    found = sockets.require_sane(port, said, secrets, quiet=2.0)
-    assert found in ([413], [])  # a client that goes on sending may never read what it was told
-    assert most_memory(pid) - before < 64
-    # one that listens first is told
-    head = sockets.post(many, BEARER)[:300] if says_so else said[: 17 << 20]
-    assert sockets.require_sane(port, head, secrets, quiet=2.0) == [413]
-
-
-def test_slow_clients_keep_nobody_waiting_and_are_cut_off(process):
-    _, port, secrets, body = process
-    said = sockets.post(body, BEARER)
-    slow = []
-    for i in range(40):
-        line = socket.create_connection(("127.0.0.1", port))
-        line.sendall(said[: i * len(said) // 40])
-        slow.append(line)
-    assert sockets.require_sane(port, said, secrets, quiet=1.0) == [200]
-    if REQUESTS >= 20_000:  # ten seconds for a head, ten for a body
-        time.sleep(21)
-        for line in slow:
-            line.settimeout(0.5)
-            heard = sockets._heard(line, 0.5)
-            assert {status for status, _, _ in sockets.answers(heard)} <= {408}
-    for line in slow:
-        line.close()
