@@ -38,7 +38,8 @@ class TwoTowerConfig:
     Args:
         dim: D, width of the two vectors.
         embedding_dim: width of a field embedding.
-        embedding_std: standard deviation of the initial embedding rows.
+        embedding_std: standard deviation of the initial embedding rows. Two vectors near zero pull
+            at neither of them: with 0.05 one run in five on Amazon Beauty never left that point.
         hidden: widths of each tower.
         activation: of the towers.
         dropout: of the towers.
@@ -51,7 +52,7 @@ class TwoTowerConfig:
 
     dim: int = 32
     embedding_dim: int = 16
-    embedding_std: float = 0.05
+    embedding_std: float = 0.3
     hidden: tuple[int, ...] = (128, 64)
     activation: Activation = "relu"
     dropout: float = 0.0
