@@ -8,7 +8,7 @@ bit; a value of an unusual type, such as the text "7" for the number 7, goes the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -87,12 +87,13 @@ class ValueEncoder:
             usual = [v if type(v) is kind else None for v in values]
             rows = vocabulary.rows(_series(usual, kind))
         else:
-            rows = np.array([words.get(v, 0) for v in values], dtype=np.int32)
-        odd = [i for i, v in enumerate(values) if type(v) is not kind and v is not None]
-        if odd:
-            rows = rows.copy()  # polars hands out read-only views
-        for i in odd:
-            rows[i] = vocabulary.rows(_one(values[i]))[0]
+            rows = np.fromiter(map(words.get, values, repeat(0)), np.int32, len(values))
+        if set(map(type, values)) <= {kind, type(None)}:
+            return rows
+        rows = rows.copy()  # polars hands out read-only views
+        for i, v in enumerate(values):
+            if type(v) is not kind and v is not None:
+                rows[i] = vocabulary.rows(_one(v))[0]
         return rows
 
     def _number(self, column: Number, values: Values) -> np.ndarray:
@@ -100,11 +101,13 @@ class ValueEncoder:
         if stats is None:
             return np.zeros(len(values), dtype=np.float32)
         x = np.array(values, dtype=np.float64)  # None becomes NaN
+        if np.isfinite(x).all():
+            return encode_finite(column, x, None, stats)
         missing = np.fromiter((v is None for v in values), np.bool_, len(values))
         if not np.isfinite(x[~missing]).all():
             return encode_number(column, pl.Series(values, dtype=pl.Float64), stats)  # it refuses
         x[missing] = 0.0
-        return encode_finite(column, x, missing if missing.any() else None, stats)
+        return encode_finite(column, x, missing, stats)
 
     def _bag(self, column: Tags, values: Values) -> tuple[dict[str, np.ndarray], np.ndarray]:
         lists = [_tags(column, v)[: column.max_length] for v in values]
@@ -179,12 +182,14 @@ def _whole_numbers(name: str, values: Values) -> np.ndarray:
 def _vectors(column: Vector, values: Values) -> np.ndarray:
     width = int(np.prod(column.shape))
     out = np.zeros((len(values), width), dtype=np.float32)
-    for i, v in enumerate(values):
-        if v is not None:
-            if len(v) != width:
-                raise _odd_vector(column, i, f"{len(v)} numbers", f"{width} numbers")
-            with np.errstate(over="ignore"):
-                out[i] = np.array(v, dtype=np.float64)
+    given = [i for i, v in enumerate(values) if v is not None]
+    for i in given:
+        if len(values[i]) != width:
+            raise _odd_vector(column, i, f"{len(values[i])} numbers", f"{width} numbers")
+    if given:
+        wide = np.array([values[i] for i in given], dtype=np.float64)  # None becomes NaN
+        with np.errstate(over="ignore"):
+            out[given] = wide
     if not np.isfinite(out).all():
         row = int(np.argmin(np.isfinite(out).all(axis=1)))
         raise _odd_vector(column, row, "NaN, infinity or an empty entry", "finite numbers")
