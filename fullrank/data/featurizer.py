@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +27,7 @@ from fullrank.data.numbers import NumberStats, fit_numbers
 from fullrank.data.spec import Category, Column, History, Number, Spec, Tags, Target, Vector
 from fullrank.data.spec_json import spec_from_dict, spec_to_dict
 from fullrank.data.vocab import Vocabulary
-from fullrank.errors import ArtifactError, SchemaError, nearest
+from fullrank.errors import ArtifactError, ConfigError, SchemaError, nearest
 from fullrank.schema import (
     Bag,
     Categorical,
@@ -36,6 +38,11 @@ from fullrank.schema import (
     Schema,
     Sequence,
     Table,
+)
+
+_MALFORMED = (
+    *(OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError),
+    ConfigError,
 )
 
 
@@ -162,19 +169,21 @@ class Featurizer:
         try:
             plain = json.loads(path.read_text())
             spec = spec_from_dict(plain["spec"])
-            numbers = {name: NumberStats(*row) for name, row in plain["numbers"].items()}
-            unknown: dict[str, int] = plain["unknown"]
-        except (OSError, KeyError, TypeError, ValueError) as cause:
+            numbers = {name: _statistics(row) for name, row in plain["numbers"].items()}
+            unknown = {table: operator.index(n) for table, n in plain["unknown"].items()}
+            if not unknown.keys() >= set(_tables(spec)):
+                raise KeyError(*set(_tables(spec)) - unknown.keys())
+        except _MALFORMED as cause:
             raise ArtifactError(
                 "a featurizer cannot be read",
                 where=str(path),
-                found=f"{type(cause).__name__}: {cause}",
+                found=f"{type(cause).__name__}: {cause}"[:200],
                 expected="what Featurizer.save writes",
                 fix="restore the folder, or prepare the data again",
             ) from cause
         vocabularies = {
-            table: Vocabulary.load(folder / f"vocabulary-{i}.arrow", unknown[table])
-            for i, table in enumerate(unknown)
+            table: Vocabulary.load(folder / f"vocabulary-{i}.arrow", rows)
+            for i, (table, rows) in enumerate(unknown.items())
         }
         loaded = cls(spec, vocabularies, numbers)
         if loaded.fingerprint() != plain.get("fingerprint"):
@@ -193,6 +202,13 @@ class Featurizer:
             "numbers": {n: [s.mean, s.deviation, s.fill] for n, s in self.numbers.items()},
             "unknown": {t: v.unknown for t, v in self.vocabularies.items()},
         }
+
+
+def _statistics(row: Any) -> NumberStats:
+    mean, deviation, fill = map(float, row)
+    if not (math.isfinite(mean + fill) and 0 < deviation < math.inf):
+        raise ValueError(f"statistics {row}")
+    return NumberStats(mean, deviation, fill)
 
 
 def _tables(spec: Spec) -> dict[str, list[tuple[Column, str]]]:

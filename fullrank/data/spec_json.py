@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from fullrank.config import to_dict
-from fullrank.data.spec import Category, Event, History, Number, Spec, Tags, Target, Vector
+from fullrank.config import from_dict, to_dict
+from fullrank.data.spec import Category, History, Number, Spec, Tags, Target, Vector
 
 _KINDS: dict[str, type[Any]] = {
     cls.__name__: cls for cls in (Category, Number, Tags, Vector, History, Target)
@@ -24,12 +24,25 @@ def spec_to_dict(spec: Spec) -> dict[str, Any]:
 
 
 def spec_from_dict(plain: dict[str, Any]) -> Spec:
-    """Builds a spec from what `spec_to_dict` returned; unknown keys raise a TypeError."""
-    known = {f.name for f in fields(Spec)}
-    rest = {k: v for k, v in plain.items() if k != "columns" and k in known}
-    rest["identity"] = tuple(rest["identity"])
-    rest["ignore"] = tuple((name, reason) for name, reason in rest["ignore"])
-    return Spec(columns=tuple(_column(c) for c in plain["columns"]), **rest)
+    """Builds a spec from what `spec_to_dict` returned.
+
+    Raises:
+        ConfigError, KeyError, TypeError, ValueError: a key of a column is unknown, one is absent,
+            or a value has the wrong type.
+    """
+    known = {f.name for f in fields(Spec)} - {"columns", "identity", "ignore"}
+    return Spec(
+        columns=tuple(map(_column, plain["columns"])),
+        identity=tuple(map(_text, plain["identity"])),
+        ignore=tuple((_text(name), _text(reason)) for name, reason in plain["ignore"]),
+        **{k: _text(v) for k, v in plain.items() if k in known},
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a {type(value).__name__} where text belongs")
+    return value
 
 
 def _as_before(column: dict[str, Any]) -> dict[str, Any]:
@@ -42,9 +55,4 @@ def _as_before(column: dict[str, Any]) -> dict[str, Any]:
 
 def _column(plain: dict[str, Any]) -> Any:
     values = dict(plain)
-    cls = _KINDS[values.pop("kind")]
-    if cls is Vector:
-        values["shape"] = tuple(values["shape"])
-    if cls is History:
-        values["events"] = tuple(Event(**e) for e in values["events"])
-    return cls(**values)
+    return from_dict(_KINDS[values.pop("kind")], values, "column")
