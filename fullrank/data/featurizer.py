@@ -168,6 +168,7 @@ class Featurizer:
         path = folder / "featurizer.json"
         try:
             plain = json.loads(path.read_text())
+            json.dumps(plain, ensure_ascii=False).encode()  # half a character is no name
             spec = spec_from_dict(plain["spec"])
             numbers = {name: _statistics(row) for name, row in plain["numbers"].items()}
             unknown = {table: operator.index(n) for table, n in plain["unknown"].items()}

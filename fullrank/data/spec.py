@@ -155,6 +155,16 @@ class Spec:
                 expected="each column once",
                 fix="remove one of them",
             )
+        lists = {e.column for h in self.histories() for e in h.events}
+        single = {c.name for c in self.columns if not isinstance(c, History | Tags)}
+        if "" in {*names, *lists} or not all(h.events for h in self.histories()) or lists & single:
+            raise SchemaError(
+                "a column of a spec cannot be read",
+                where="Spec.columns",
+                found=", ".join(sorted(lists & single)) or "no name, or a history without events",
+                expected="names, and lists of events that no column of single values reads",
+                fix="correct the names",
+            )
         if self.item and self.item not in names:
             raise SchemaError(
                 "the item column is not part of the spec",

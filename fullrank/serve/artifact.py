@@ -108,7 +108,7 @@ class Artifact:
     def _create(self) -> nn.Module:
         try:
             return create(self.model, self.schema, self.config, self.assets)
-        except (RuntimeError, TypeError, ValueError, OverflowError) as cause:
+        except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError) as cause:
             raise ArtifactError(
                 "the model of an artefact cannot be built",
                 where=f"model '{self.model}' with the config of {_MANIFEST}",

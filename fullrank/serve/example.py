@@ -86,5 +86,5 @@ def _number(featurizer: Featurizer, column: Number) -> float | None:
         return None
     mean = stats.fill if column.transform == "none" else stats.mean
     if column.transform == "log":
-        mean = math.copysign(math.expm1(abs(mean)), mean)
+        mean = math.copysign(math.expm1(min(abs(mean), 700.0)), mean)  # e**710 is no float
     return float(f"{mean:.4g}")

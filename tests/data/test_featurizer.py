@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,13 @@ from hypothesis import strategies as st
 from fullrank.data.featurizer import Featurizer
 from fullrank.data.spec import Category, Event, History, Number, Spec, Tags, Target, Vector
 from fullrank.data.vocab import Vocabulary
-from fullrank.errors import ArtifactError, DataFormatError, LabelError, SchemaError
+from fullrank.errors import (
+    ArtifactError,
+    DataFormatError,
+    FullrankError,
+    LabelError,
+    SchemaError,
+)
 
 SPEC = Spec(
     columns=(
@@ -222,3 +229,65 @@ def test_saves_and_loads_to_the_bit_and_refuses_a_changed_file(tmp_path: Path) -
         Featurizer.load(tmp_path / "f")
     with pytest.raises(ArtifactError):
         Featurizer.load(tmp_path / "nowhere")
+
+
+def test_a_forged_featurizer_is_refused_in_words(tmp_path):
+    featurizer = Featurizer.fit(FORGED, pl.DataFrame({"user": ["a"], "past": [["b"]], "click": [1],
+                                                      "price": [2.0]}).lazy())  # fmt: skip
+    featurizer.save(tmp_path)
+    assert Featurizer.load(tmp_path).fingerprint() == featurizer.fingerprint()
+    path = tmp_path / "featurizer.json"
+    whole = json.loads(path.read_text())
+    odd = [None, True, -1, 7.5, "", "x", [], {}, [1, 2], ["a"], [[1]], {"a": 1}, 2**70, "\ud800"]
+    read = 0
+    for keys in _paths(whole):
+        for value in odd:
+            forged = json.loads(json.dumps(whole))
+            part = forged
+            for key in keys[:-1]:
+                part = part[key]
+            part[keys[-1]] = value
+            path.write_text(json.dumps(forged))
+            try:
+                Featurizer.load(tmp_path)
+                read += 1
+            except FullrankError:  # and nothing else
+                continue
+    assert read < 60  # such as an item that is named in another way
+    for text in ("[" * 100_000, "", "[]", "{}", "\x00"):
+        path.write_text(text)
+        with pytest.raises(ArtifactError):
+            Featurizer.load(tmp_path)
+
+
+FORGED = Spec(
+    columns=(
+        Category(name="user", side="user"),
+        Number(name="price"),
+        History(name="seen", events=(Event(name="item", column="past", table="item"),)),
+        Target(name="click"),
+    ),
+    ignore=(("bid", "not read"),),
+    identity=("user",),
+)
+
+
+def _paths(value, before=()):
+    parts = enumerate(value) if isinstance(value, list) else value.items()
+    for key, part in parts:
+        yield (*before, key)
+        if isinstance(part, dict | list):
+            yield from _paths(part, (*before, key))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        (Category(name=""),),
+        (History(name="seen", events=()),),
+        (Category(name="past"), History(name="seen", events=(Event(name="a", column="past"),))),
+    ],
+)
+def test_columns_that_cannot_be_read_are_refused(columns):
+    with pytest.raises(SchemaError):
+        Spec(columns=columns)
