@@ -55,6 +55,8 @@ def answers(heard: bytes) -> list[tuple[int, str, bytes]]:
         kind = re.search(rb"(?im)^content-type: ([^\r\n]*)", head)
         length = re.search(rb"(?im)^content-length: (\d+)", head)
         size = int(length[1]) if length else 0
+        if not rest or rest.startswith(b"HTTP/1.1 "):  # to HEAD: a length, and no body
+            size = 0
         if status >= 200:
             found.append((status, kind[1].decode() if kind else "", rest[:size]))
         heard = rest[size:]
