@@ -235,7 +235,7 @@ class Endpoints:
     async def _body(self, request: Request, query: Query, serving: Serving) -> bytes:
         """Reads a body, unless it is clear beforehand that there is no time for it."""
         media.require_readable(request)
-        serving.batcher.require_room(0, query.deadline(self.service.limits.deadline_ms))
+        serving.batcher.require_any_room(query.deadline(self.service.limits.deadline_ms))
         return await read_body(request, self.service)
 
     async def _scored(

@@ -84,7 +84,7 @@ class Batcher:
     ) -> None:
         self.scorer, self.config, self._seen = scorer, config, seen
         self.waiting_rows = 0
-        self._running_rows = 0
+        self._running_rows, self._usual_rows = 0, 0.0
         self._calls, self._call_seconds = 0, 0.0  # that wait or run, and how long one took
         self._pace = 1.0  # seconds that a batch takes / seconds that it took on a quiet machine
         self._jobs: deque[_Job] = deque()
@@ -102,7 +102,7 @@ class Batcher:
         would otherwise never measure again.
 
         Args:
-            rows: of a request; 0 asks whether there is any point in reading one.
+            rows: of a request.
             deadline: by the clock of the event loop.
 
         Raises:
@@ -124,6 +124,17 @@ class Batcher:
                 fix="ask again later, with fewer rows, or with a longer deadline",
             )
 
+    def require_any_room(self, deadline: float) -> None:
+        """Refuses a request that is not read yet, were it one of the usual size.
+
+        While more comes than can be done, there is nearly always room for no rows at all; reading
+        requests in order to refuse them would take the time of those that are not.
+
+        Raises:
+            OverloadedError: with the seconds until there may be room.
+        """
+        self.require_room(round(self._usual_rows), deadline - self._one_call())
+
     async def submit(self, batch: Batch, deadline: float) -> Scores:
         """Scores a batch, together with whatever else waits.
 
@@ -134,6 +145,7 @@ class Batcher:
         Raises:
             OverloadedError: it would not be, or was not, scored before its deadline.
         """
+        self._usual_rows += _NEWEST * (len(batch) - self._usual_rows)
         self.require_room(len(batch), deadline)
         job = _Job(batch, deadline, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
@@ -151,7 +163,7 @@ class Batcher:
         Raises:
             OverloadedError: it would not be, or was not, done before its deadline.
         """
-        self.require_room(0, deadline - (self._call_seconds if self._calls else 0.0))
+        self.require_room(0, deadline - self._one_call())
         self._calls += 1
 
         def timed() -> T:
@@ -169,6 +181,9 @@ class Batcher:
                 return await asyncio.shield(done)
         except TimeoutError as cause:
             raise _too_late(0) from cause
+
+    def _one_call(self) -> float:
+        return self._call_seconds if self._calls else 0.0
 
     def _called(self, done: asyncio.Future[Any]) -> None:
         self._calls -= 1

@@ -222,8 +222,8 @@ def _to_json(config: ServerConfig, runtime: Path) -> str:
 
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # trap: asyncio turns Nagle's algorithm off only where the protocol is named; an answer, which is
-    # written in two parts, would otherwise wait 40 ms for the client's delayed acknowledgement.
+    # trap: asyncio turns Nagle's algorithm off only where the protocol is named; an answer, written
+    # in two parts, would otherwise wait 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -161,6 +161,26 @@ def test_what_cannot_be_done_before_its_deadline_is_refused_on_arrival():
     assert len(scorer.batches) == 1
 
 
+def test_a_request_that_is_not_read_yet_is_taken_for_one_of_the_usual_size():
+    async def ask(batcher: Batcher, scorer: Scorer) -> None:
+        batcher.require_any_room(later(0.1))  # nothing is ahead of it
+        for _ in range(30):
+            await batcher.submit(rows(*[1.0] * 40), later())
+        batcher._pace = 1.0
+        scorer.go.clear()
+        scorer.started.clear()
+        waits = asyncio.ensure_future(batcher.submit(rows(*[1.0] * 40), later()))
+        await until(scorer.started.is_set)
+        batcher.require_room(0, later(5.0))  # 40 rows at a tenth of a second are ahead
+        with pytest.raises(OverloadedError):
+            batcher.require_any_room(later(5.0))
+        batcher.require_any_room(later(9.0))
+        scorer.go.set()
+        await waits
+
+    batched(ask, Scorer(seconds_per_row=0.1))
+
+
 def test_a_stall_of_the_machine_is_forgotten():
     async def stalled(batcher: Batcher, scorer: Scorer) -> None:
         batcher._pace = batcher._call_seconds = 1e9
