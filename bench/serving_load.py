@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 _ASK_SECONDS = 20.0  # after which a request counts as broken
+_KEPT_SECONDS = 3.0  # that a connection may idle; the server hangs up after 5
 _SPIN_SECONDS = 0.0015  # the event loop sleeps in whole milliseconds
 BUSY = (429, 503)
 
@@ -179,7 +180,9 @@ class _Asking:
 
     plan: Plan
     began: float
-    idle: list[_Connection] = field(default_factory=list)
+    idle: list[tuple[float, _Connection]] = field(
+        default_factory=list
+    )  # since when, the newest last
     rows: list[tuple[float, float, float, int]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     number: int = 0
@@ -193,7 +196,7 @@ class _Asking:
         connection, sent, status = None, loop.time(), 0
         try:
             async with asyncio.timeout(_ASK_SECONDS):
-                connection = self.idle.pop() if self.idle else await self._connected()
+                connection = self._kept() or await self._connected()
                 sent = loop.time()
                 status, head, body = await connection.ask(wire(request, identity))
             self._check(request, identity, status, head, body)
@@ -201,10 +204,21 @@ class _Asking:
             status = 0
         done = loop.time()
         if connection and status:
-            self.idle.append(connection)
+            self.idle.append((done, connection))
         elif connection:
             connection.close()
         self.rows.append((planned - self.began, sent - self.began, done - self.began, status))
+
+    def _kept(self) -> _Connection | None:
+        if not self.idle:
+            return None
+        since, connection = self.idle.pop()
+        if asyncio.get_running_loop().time() - since < _KEPT_SECONDS:
+            return connection
+        for _, old in [*self.idle, (since, connection)]:  # those below are older still
+            old.close()
+        self.idle.clear()
+        return None
 
     async def _connected(self) -> _Connection:
         loop = asyncio.get_running_loop()
@@ -253,7 +267,7 @@ async def _asked(plan: Plan) -> tuple[_Asking, float]:
 
         await asyncio.gather(*(again() for _ in range(plan.connections)))
     seconds = loop.time() - asking.began
-    for connection in asking.idle:
+    for _, connection in asking.idle:
         connection.close()
     return asking, seconds
 

@@ -149,7 +149,8 @@ def kill(load: Load, case: Case, seconds: float) -> Record:
     ]
     record.notes = [
         "A connection that breaks is opened again at once. Its request got no answer; a client may "
-        "ask again, since nothing that the server does changes anything."
+        "ask again, since nothing that the server does changes anything. Which worker gets a "
+        "connection is the kernel's choice; often one gets nearly all."
     ]
     return record
 
