@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
+import signal
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +26,21 @@ from fullrank.batch import Batch
 from fullrank.errors import OverloadedError
 from fullrank.serve.engine import concatenated
 
+log = logging.getLogger("fullrank.serve")
 Scores = dict[str, np.ndarray]
 T = TypeVar("T")
 _MOST_RETRY_SECONDS = 60.0
 _NEWEST = 0.2  # weight of the newest measurement of the pace
+
+
+def stop_if_failed(task: asyncio.Task[Any]) -> None:
+    """Ends the process when one of its endless tasks fails; whoever watches it begins another.
+
+    It would go on without that task, look healthy, and let every request wait until its deadline.
+    """
+    if not task.cancelled() and (error := task.exception()):
+        log.critical("stopping: %s has failed", task.get_name(), exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
 
 
 class Scorer(Protocol):
@@ -93,7 +106,8 @@ class Batcher:
         self._pool = ThreadPoolExecutor(
             1, "scoring", initializer=torch.set_num_threads, initargs=(config.threads,)
         )
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="scoring")
+        self._task.add_done_callback(stop_if_failed)
 
     def require_room(self, rows: int, deadline: float) -> None:
         """Refuses rows that would not be scored in time, given what is ahead of them.

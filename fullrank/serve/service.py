@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from fullrank.errors import ArtifactError, FullrankError, RequestError
 from fullrank.model import Retriever
-from fullrank.serve.batching import Batcher, BatchingConfig
+from fullrank.serve.batching import Batcher, BatchingConfig, stop_if_failed
 from fullrank.serve.engine import MAX_ROWS, Engine
 from fullrank.serve.forms import Form
 from fullrank.serve.generations import Generations
@@ -144,7 +144,9 @@ class Service:
         with suppress(ValueError, RuntimeError):  # only the main thread hears signals
             for name in signals:
                 loop.add_signal_handler(getattr(signal, name), self._hangup)
-        follow = loop.create_task(self._follow()) if self._generations else None
+        follow = loop.create_task(self._follow(), name="following") if self._generations else None
+        if follow:
+            follow.add_done_callback(stop_if_failed)
         log.info("serving %s (%s)", *_told(self._first[0]))
         try:
             yield

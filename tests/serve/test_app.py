@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import re
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +22,12 @@ import pytest
 from fullrank.errors import RequestError
 from fullrank.serve import arrow_body
 from fullrank.serve.app import create_app
+from fullrank.serve.artifact import read_manifest
 from fullrank.serve.ask import digest
 from fullrank.serve.auction import AuctionRules, run_auction
 from fullrank.serve.block_sizes import Blocks
 from fullrank.serve.engine import Engine
+from fullrank.serve.generations import Generations
 from fullrank.serve.pipeline import Pipeline, Retrieval
 from fullrank.serve.predictor import Predictor
 from fullrank.serve.replay import Log, Replay
@@ -610,6 +613,25 @@ def test_what_is_served_replays_to_the_bit_from_the_shadow_log(request, tmp_path
 
 
 # ---- swaps
+
+
+def test_a_worker_that_can_no_longer_follow_the_others_ends(folder, tmp_path, monkeypatch, caplog):
+    generations, signals = Generations(tmp_path), list[int]()
+    fingerprint = read_manifest(folder)["fingerprint"]
+    generations.publish(generations.keep(folder, fingerprint))
+    monkeypatch.setattr(signal, "raise_signal", signals.append)
+
+    async def run() -> None:
+        service = Service(ServiceConfig(artifact=folder, runtime=tmp_path))
+        monkeypatch.setattr(Generations, "current", lambda self: 1 / 0)
+        async with service.running():
+            async with asyncio.timeout(10):
+                while not signals:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert signals == [signal.SIGTERM]
+    assert "following has failed" in caplog.text
 
 
 def test_a_new_artefact_is_swapped_in_and_a_bad_one_is_not(log, tmp_path, caplog):

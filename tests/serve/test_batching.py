@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from fullrank.batch import Batch, Columns
 from fullrank.errors import OverloadedError
-from fullrank.serve.batching import Batcher, BatchingConfig
+from fullrank.serve.batching import Batcher, BatchingConfig, stop_if_failed
 
 
 class Scorer:
@@ -284,3 +285,37 @@ def test_many_requests_at_once_get_what_belongs_to_them():
     scorer = Scorer()
     assert all(batched(many, scorer, max_batch=64))
     assert len(scorer.batches) < 100
+
+
+def test_a_process_that_can_no_longer_score_ends(monkeypatch, caplog):
+    signals = list[int]()
+    monkeypatch.setattr(signal, "raise_signal", signals.append)
+
+    def broken(rows: int, seconds: float) -> None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    async def run() -> None:
+        batcher = Batcher(Scorer(), BatchingConfig(), broken)
+        with pytest.raises(OverloadedError):
+            await batcher.submit(rows(1.0), later(0.3))
+        with pytest.raises(ZeroDivisionError):
+            await batcher.close()
+
+    asyncio.run(run())
+    assert signals == [signal.SIGTERM]
+    assert "scoring has failed" in caplog.text
+
+
+def test_a_process_that_ends_as_it_should_is_left_alone(monkeypatch):
+    signals = list[int]()
+    monkeypatch.setattr(signal, "raise_signal", signals.append)
+
+    async def done(batcher: Batcher, scorer: Scorer) -> None:
+        await batcher.submit(rows(1.0), later())
+        endless = asyncio.create_task(asyncio.sleep(99))
+        endless.add_done_callback(stop_if_failed)
+        endless.cancel()
+        await asyncio.gather(endless, return_exceptions=True)
+
+    batched(done, Scorer())
+    assert signals == []
