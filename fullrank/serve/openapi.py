@@ -90,6 +90,13 @@ def _paths(engine: Engine) -> Plain:
         "/v1/retrieve": {"post": retrieve},
         "/v1/explain": {"post": _post("explain", "Explain", "What carried the score of a row",
                                       [deadline, label], examples["explain"])},
+        **_fixed(),
+    }  # fmt: skip
+
+
+def _fixed() -> Plain:
+    """Returns the paths that are the same for every artefact."""
+    return {
         "/v1/reload": {"post": {
             "operationId": "reload",
             "summary": "Load the artefact folder again and swap it in",
@@ -159,30 +166,22 @@ def _ref(name: str) -> Plain:
 
 
 def _schemas(engine: Engine) -> Plain:
-    sides, most = engine.wire.sides, engine.wire.max_rows
-    many = {"minItems": 1, "maxItems": most}
+    return _requests(engine) | _answers(engine) | {
+        "Problem": _open(
+            {n: {"type": "string"} for n in ("type", "title", "detail", "where", "found")}
+            | {n: {"type": "string"} for n in ("expected", "fix")}
+            | {"status": {"type": "integer"}}
+        ) | {"required": ["type", "title", "status"]},
+    }  # fmt: skip
+
+
+def _requests(engine: Engine) -> Plain:
+    sides = engine.wire.sides
+    many = {"minItems": 1, "maxItems": engine.wire.max_rows}
     row = (*sides.user, *sides.item, *sides.context)
     ranking = {"user": _ref("User"), "candidates": _list(_ref("Candidate"), **many)}
     micros = {"type": "integer", "minimum": 0, "maximum": 10**15}
     required = ["user", "candidates"] if _required(engine, sides.user) else ["candidates"]
-    scores = {
-        "type": "object",
-        "properties": {
-            n: _list({"type": "number", "minimum": 0, "maximum": 1}) for n in engine.labels
-        },
-    }
-    model = {"model": {"type": "string"}, "label": {"enum": list(engine.labels)}}
-    award = {
-        n: {"type": "integer"}
-        for n in ("candidate", "bid_micros", "price_micros", "value_micros", "charge_micros")
-    } | {"probability": {"type": "number"}}
-    token = {
-        "column": {"type": "string"},
-        "event": {"type": ["integer", "null"]},
-        "value": {"type": "string", "maxLength": problem.MOST_INPUT},
-        "change": {"type": "number"},
-        "probability_without": {"type": "number", "minimum": 0, "maximum": 1},
-    }
     return {
         "Row": _object(engine, row, ()),
         "User": _object(engine, sides.user, sides.context),
@@ -195,21 +194,35 @@ def _schemas(engine: Engine) -> Plain:
         ]},
         "RetrieveRequest": _closed({"user": _ref("User")}, required[:-1]),
         "ExplainRequest": _closed({"row": _ref("Row")}, ["row"]),
-        "ExplainResponse": _open(model | {
-            "logit": {"type": "number"},
-            "probability": {"type": "number", "minimum": 0, "maximum": 1},
-            "tokens": _list(_open(token)),
-            "events_not_tried": {"type": "integer", "minimum": 0},
-        }),
+    }  # fmt: skip
+
+
+def _answers(engine: Engine) -> Plain:
+    probability = {"type": "number", "minimum": 0, "maximum": 1}
+    scores = {"type": "object", "properties": {n: _list(probability) for n in engine.labels}}
+    model = {"model": {"type": "string"}, "label": {"enum": list(engine.labels)}}
+    award = {
+        n: {"type": "integer"}
+        for n in ("candidate", "bid_micros", "price_micros", "value_micros", "charge_micros")
+    } | {"probability": {"type": "number"}}
+    token = {
+        "column": {"type": "string"},
+        "event": {"type": ["integer", "null"]},
+        "value": {"type": "string", "maxLength": problem.MOST_INPUT},
+        "change": {"type": "number"},
+        "probability_without": probability,
+    }
+    return {
         "ScoreResponse": _open({"model": model["model"], "scores": scores}),
         "RankResponse": _open(model | {"order": _list({"type": "integer"}), "scores": scores}),
         "RetrieveResponse": _open(model | {"items": _list(_SCALAR), "scores": scores}),
         "AuctionResponse": _open(model | {"awards": _list(_open(award))}),
-        "Problem": _open(
-            {n: {"type": "string"} for n in ("type", "title", "detail", "where", "found")}
-            | {n: {"type": "string"} for n in ("expected", "fix")}
-            | {"status": {"type": "integer"}}
-        ) | {"required": ["type", "title", "status"]},
+        "ExplainResponse": _open(model | {
+            "logit": {"type": "number"},
+            "probability": probability,
+            "tokens": _list(_open(token)),
+            "events_not_tried": {"type": "integer", "minimum": 0},
+        }),
     }  # fmt: skip
 
 
