@@ -66,9 +66,9 @@ rankers: $(STAMP)
 
 # Models that read a user's past, on logs with one; TokenFormer's variants where they learn in minutes.
 STREAM := tokenformer tokenformer_a0 tokenformer_a1
-PAST_collm_past := mlp dcnv2 din dien sim fedin fedin_time $(STREAM)
+PAST_collm_past := mlp dcnv2 two_tower din dien sim fedin fedin_time $(STREAM)
 PAST_ml_100k_past := mlp din dien
-PAST_beauty := mlp din dien sim_hard fedin
+PAST_beauty := mlp two_tower din dien sim_hard fedin
 PAST_games := mlp din fedin
 PAST_habits := mlp din fedin
 PAST_habits_off := mlp din fedin
