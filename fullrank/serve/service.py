@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -121,7 +122,7 @@ class Service:
         self.hidden = (str(config.artifact.resolve()), str(config.artifact))
         self._generations = Generations(config.runtime) if config.runtime else None
         self._generation = self._generations.current() if self._generations else ""
-        self._first = self._load(self._folder())
+        self._loaded = self._load(self._folder())
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -139,7 +140,8 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Serves: batches are scored, SIGHUP reloads, other workers are followed."""
         loop = asyncio.get_running_loop()
-        self.serving = self._serving(*self._first)
+        self.serving = self._serving(*self._loaded)
+        gc.freeze()  # to go over all that was loaded would stop requests for a tenth of a second
         signals = [s for s in ("SIGHUP",) if hasattr(signal, s)]
         with suppress(ValueError, RuntimeError):  # only the main thread hears signals
             for name in signals:
@@ -147,7 +149,7 @@ class Service:
         follow = loop.create_task(self._follow(), name="following") if self._generations else None
         if follow:
             follow.add_done_callback(stop_if_failed)
-        log.info("serving %s (%s)", *_told(self._first[0]))
+        log.info("serving %s (%s)", *_told(self._loaded[0]))
         try:
             yield
         finally:
@@ -264,8 +266,15 @@ class Service:
         self.metrics.observe("fullrank_batch_seconds", seconds)
 
     def _switch(self, loaded: Loaded) -> None:
-        old, self.serving = self.serving, self._serving(*loaded)
-        self._start(old.retire())
+        async def retire(old: Serving) -> None:
+            await old.retire()
+            del old
+            gc.unfreeze()
+            gc.collect()  # what the old engine leaves behind goes now
+            gc.freeze()
+
+        self._start(retire(self.serving))
+        self.serving, self._loaded = self._serving(*loaded), loaded
         log.info("now serving %s (%s)", *_told(loaded[0]))
 
     def _start(self, work: Any) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import json
 import logging
 import re
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -710,6 +712,22 @@ def test_no_request_is_dropped_or_mixed_up_by_swaps(log, tmp_path):
     done, models = served(folder, storm)
     assert done >= 24
     assert models == set(expected)
+
+
+def test_what_is_loaded_stays_out_of_the_way_and_goes_when_it_is_replaced(log, folder):
+    async def reloaded() -> None:
+        service = Service(ServiceConfig(artifact=folder))
+        async with service.running():
+            assert gc.get_freeze_count() > 10_000
+            old = weakref.ref(service.serving.engine.predictor.model)
+            make_artifact("dcnv2", log, seed=1).save(folder)
+            await service.reload()
+            await asyncio.gather(*service._tasks)
+            assert old() is None
+            assert gc.get_freeze_count() > 10_000
+
+    asyncio.run(reloaded())
+    gc.unfreeze()
 
 
 def test_two_reloads_at_once_are_one(log, folder):
