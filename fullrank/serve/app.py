@@ -255,7 +255,8 @@ class Endpoints:
             batch = encode(user, candidates)
             return await self._scored(serving, batch, query, path, user, candidates)
         deadline = query.deadline(self.service.limits.deadline_ms)
-        scores = await serving.batcher.call(lambda: sides.rank(user, candidates), deadline)
+        seconds = serving.engine.seconds(candidates.rows)  # both sides of every row: it is less
+        scores = await serving.batcher.call(lambda: sides.rank(user, candidates), deadline, seconds)
         whole = encode(user, candidates) if serving.shadow else None  # a log has every value
         return self._told(serving, whole, scores, path, (user, candidates))
 

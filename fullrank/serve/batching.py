@@ -30,6 +30,9 @@ log = logging.getLogger("fullrank.serve")
 Scores = dict[str, np.ndarray]
 T = TypeVar("T")
 _MOST_RETRY_SECONDS = 60.0
+# Work that takes less than this is done on the event loop: a thread of its own costs both of them
+# the time in which they wait for one another, a third of a small request, and frees too little.
+_SHORT_SECONDS = 0.01
 _NEWEST = 0.2  # weight of the newest measurement of the pace
 
 
@@ -98,6 +101,7 @@ class Batcher:
         self.scorer, self.config, self._seen = scorer, config, seen
         self.waiting_rows = 0
         self._running_rows, self._usual_rows = 0, 0.0
+        self._in_thread = 0  # pieces of work
         self._calls, self._call_seconds = 0, 0.0  # that wait or run, and how long one took
         self._pace = 1.0  # seconds that a batch takes / seconds that it took on a quiet machine
         self._jobs: deque[_Job] = deque()
@@ -171,8 +175,13 @@ class Batcher:
         except TimeoutError as cause:
             raise _too_late(len(batch)) from cause
 
-    async def call(self, work: Callable[[], T], deadline: float) -> T:
+    async def call(self, work: Callable[[], T], deadline: float, seconds: float = math.inf) -> T:
         """Does work of another kind on the thread of the model, such as searching an index.
+
+        Args:
+            work: returns the answer.
+            deadline: by the clock of the event loop.
+            seconds: what it takes at most on a quiet machine, if that is known.
 
         Raises:
             OverloadedError: it would not be, or was not, done before its deadline.
@@ -188,13 +197,30 @@ class Batcher:
                 seconds = perf_counter() - began
                 self._call_seconds += _NEWEST * (seconds - self._call_seconds)
 
-        done = asyncio.get_running_loop().run_in_executor(self._pool, timed)
+        done = self._started(timed, seconds)
         done.add_done_callback(self._called)
         try:
             async with asyncio.timeout_at(deadline):
                 return await asyncio.shield(done)
         except TimeoutError as cause:
             raise _too_late(0) from cause
+
+    def _started(self, work: Callable[[], T], seconds: float) -> asyncio.Future[T]:
+        """Does work on the thread of the model, or here and now if it is short."""
+        loop = asyncio.get_running_loop()
+        if self._in_thread or self._pace * seconds > _SHORT_SECONDS:
+            self._in_thread += 1
+            done = loop.run_in_executor(self._pool, work)
+            done.add_done_callback(self._left_thread)
+            return done
+
+        async def here() -> T:
+            return work()
+
+        return loop.create_task(here())
+
+    def _left_thread(self, done: asyncio.Future[Any]) -> None:
+        self._in_thread -= 1
 
     def _one_call(self) -> float:
         return self._call_seconds if self._calls else 0.0
@@ -244,11 +270,10 @@ class Batcher:
         return jobs
 
     async def _answer(self, jobs: list[_Job]) -> None:
-        loop, rows = asyncio.get_running_loop(), self._running_rows
+        rows = self._running_rows
         began = perf_counter()
-        scored = await asyncio.gather(
-            loop.run_in_executor(self._pool, self._scored, jobs), return_exceptions=True
-        )
+        work = self._started(lambda: self._scored(jobs), self.scorer.seconds(rows))
+        scored = await asyncio.gather(work, return_exceptions=True)
         seconds = perf_counter() - began
         self._running_rows = 0
         self._pace += _NEWEST * (seconds / self.scorer.seconds(rows) - self._pace)

@@ -17,6 +17,7 @@ from uvicorn.supervisors.multiprocess import Multiprocess
 
 from fullrank.config import require
 from fullrank.errors import ConfigError
+from fullrank.serve.allocator import keep_freed_memory
 from fullrank.serve.app import create_app
 from fullrank.serve.artifact import Artifact, read_manifest
 from fullrank.serve.ask import digest
@@ -118,6 +119,7 @@ def serve(config: ServerConfig, announce: Any = print) -> None:
         ConfigError: the address is taken, or the token file holds no token.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    keep_freed_memory()
     tokens, service = read_tokens(config.token_file), config.service()
     listener = _bound(config.host, config.port)
     host, port = listener.getsockname()[:2]
@@ -140,6 +142,7 @@ def serve(config: ServerConfig, announce: Any = print) -> None:
 def app_from_environment() -> Any:
     """Returns the app of a worker; its settings come from the process that started it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
+    keep_freed_memory()
     plain = json.loads(os.environ[_ENVIRONMENT])
     runtime = Path(plain.pop("runtime"))
     for name in _PATHS:

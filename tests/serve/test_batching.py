@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import threading
 from collections.abc import Callable
@@ -14,7 +15,14 @@ import torch
 
 from fullrank.batch import Batch, Columns
 from fullrank.errors import OverloadedError
+from fullrank.serve import batching
 from fullrank.serve.batching import Batcher, BatchingConfig, stop_if_failed
+
+
+@pytest.fixture(autouse=True)
+def always_in_the_thread(monkeypatch) -> None:
+    """A scorer that waits for the test may not do so on the event loop."""
+    monkeypatch.setattr(batching, "_SHORT_SECONDS", -1.0)
 
 
 class Scorer:
@@ -319,3 +327,65 @@ def test_a_process_that_ends_as_it_should_is_left_alone(monkeypatch):
 
     batched(done, Scorer())
     assert signals == []
+
+
+def test_short_work_is_done_on_the_event_loop_and_long_work_is_not(monkeypatch):
+    monkeypatch.setattr(batching, "_SHORT_SECONDS", 0.01)
+    here, seen = threading.get_ident(), list[bool]()
+
+    class Placed(Scorer):
+        def score(self, batch: Batch) -> dict[str, np.ndarray]:
+            seen.append(threading.get_ident() == here)
+            return super().score(batch)
+
+    def work() -> int:
+        seen.append(threading.get_ident() == here)
+        return 7
+
+    async def ask(batcher: Batcher, scorer: Scorer) -> list[Any]:
+        few = await batcher.submit(rows(1.0, 2.0), later())
+        many = await batcher.submit(rows(*[3.0] * 20), later())
+        called = [await batcher.call(work, later(), s) for s in (0.001, 0.1, math.inf)]
+        return [few["click"].tolist(), many["click"].tolist(), called]
+
+    # a row is said to take a millisecond, and takes less: the pace follows what is measured
+    few, many, called = batched(ask, Placed(seconds_per_row=1e-3))
+    assert (few, many, called) == ([1.0, 2.0], [3.0] * 20, [7, 7, 7])
+    assert seen == [True, False, True, False, False]
+
+
+def test_short_work_waits_for_the_thread_to_be_free(monkeypatch):
+    monkeypatch.setattr(batching, "_SHORT_SECONDS", 0.01)
+    busy, free, order = threading.Event(), threading.Event(), list[str]()
+
+    def long() -> None:
+        busy.set()
+        assert free.wait(10)
+        order.append("long")
+
+    async def ask(batcher: Batcher, scorer: Scorer) -> None:
+        first = asyncio.create_task(batcher.call(long, later()))
+        await until(busy.is_set)
+        second = asyncio.create_task(batcher.call(lambda: order.append("short"), later(), 1e-6))
+        await asyncio.sleep(0.05)
+        assert order == []
+        free.set()
+        await asyncio.gather(first, second)
+
+    batched(ask, Scorer())
+    assert order == ["long", "short"]
+
+
+def test_short_work_that_fails_fails_alone(monkeypatch):
+    monkeypatch.setattr(batching, "_SHORT_SECONDS", 0.01)
+
+    async def ask(batcher: Batcher, scorer: Scorer) -> Any:
+        scorer.fails = True
+        with pytest.raises(ZeroDivisionError):
+            await batcher.submit(rows(1.0), later())
+        with pytest.raises(ZeroDivisionError):
+            await batcher.call(lambda: 1 // 0, later(), 1e-6)
+        scorer.fails = False
+        return await batcher.submit(rows(5.0), later())
+
+    assert batched(ask, Scorer())["click"].tolist() == [5.0]
