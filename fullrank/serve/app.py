@@ -11,13 +11,14 @@ A request keeps the engine that it was read with until it is answered, so that a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -28,6 +29,7 @@ from fullrank.serve import arrow_body, media, metrics, problem
 from fullrank.serve.ask import Query, read_body, require_token
 from fullrank.serve.auction import AuctionRules, run_auction
 from fullrank.serve.batching import Scores
+from fullrank.serve.direct import Direct, Handler
 from fullrank.serve.explain import leave_out, told
 from fullrank.serve.openapi import openapi
 from fullrank.serve.page import page_endpoints
@@ -38,7 +40,6 @@ from fullrank.serve.watch import Watched
 from fullrank.serve.wire import Given
 
 _ITEMS = 10  # that a retrieval returns unless it is told
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Endpoints:
@@ -162,13 +163,12 @@ class Endpoints:
             return await self._retrieve(request, query, serving)
 
     async def _retrieve(self, request: Request, query: Query, serving: Serving) -> Response:
-        retrieval, engine = _index(serving), serving.engine
+        engine, index = serving.engine, _index(serving).index
         body = await self._body(request, query, serving)
         label = query.choice("label", engine.labels)
         k = query.whole("k", 1, engine.wire.max_rows, _ITEMS)
         user = engine.wire.user_request(body)
         found = await self._found(serving, user, k, label, query, "retrieve")
-        index = retrieval.index
         items = index.items[index.item].gather(found.places).to_list()
         scores = {n: x.tolist() for n, x in found.probabilities.items()}
         return media.as_json(
@@ -327,7 +327,8 @@ def create_app(service: Service) -> Any:
         "/metrics": ends.metrics,
         **page_endpoints(),
     }
-    routes = [Route(p, _guarded(service, f), methods=["POST"]) for p, f in posts.items()]
+    guarded = {p: _guarded(service, f) for p, f in posts.items()}
+    routes = [Route(p, f, methods=["POST"]) for p, f in guarded.items()]
     routes += [Route(p, _guarded(service, f), methods=["GET"]) for p, f in gets.items()]
 
     @asynccontextmanager
@@ -338,6 +339,7 @@ def create_app(service: Service) -> Any:
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
+        middleware=[Middleware(Direct, guarded, _failed(service))],
         exception_handlers={
             FullrankError: _failed(service),
             HTTPException: _not_found,

@@ -243,8 +243,21 @@ class Batcher:
                 self._wake.clear()
                 await self._wake.wait()
                 await self._gather()
+            await self._fill()
             if jobs := self._taken():
                 await self._answer(jobs)
+
+    async def _fill(self) -> None:
+        """Lets requests be read that have arrived by now, while further rows cost nothing.
+
+        A model scores one row in a block that has room for many.
+        """
+        seen = 0
+        while seen < len(self._jobs) and self.scorer.seconds(
+            self.waiting_rows + 1
+        ) <= self.scorer.seconds(1):
+            seen = len(self._jobs)
+            await asyncio.sleep(0)
 
     async def _gather(self) -> None:
         """Waits for company after the first request."""

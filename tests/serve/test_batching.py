@@ -389,3 +389,28 @@ def test_short_work_that_fails_fails_alone(monkeypatch):
         return await batcher.submit(rows(5.0), later())
 
     assert batched(ask, Scorer())["click"].tolist() == [5.0]
+
+
+def test_requests_that_arrived_together_share_a_block_that_has_room():
+    class Blocks(Scorer):
+        def seconds(self, rows: int) -> float:
+            return 1e-4 * -(-rows // 4)  # blocks of four rows
+
+    async def ask(batcher: Batcher, scorer: Scorer) -> None:
+        loop, asked = asyncio.get_running_loop(), list[asyncio.Task[Any]]()
+
+        def arrive(left: int) -> None:
+            """One more request in each turn of the loop, as from sockets."""
+            asked.append(loop.create_task(batcher.submit(rows(float(left)), later())))
+            if left:
+                loop.call_soon(arrive, left - 1)
+
+        arrive(5)
+        while len(asked) < 6:
+            await asyncio.sleep(0)
+        await asyncio.gather(*asked)
+
+    scorer = Blocks()
+    batched(ask, scorer)
+    assert len(scorer.batches[0]) == 4  # and not the one that came first
+    assert sorted(x for batch in scorer.batches for x in batch) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
