@@ -7,6 +7,7 @@ candidates, theirs is not run at all.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -104,9 +105,10 @@ class TwoSided:
 
     def _items(self, batch: Batch) -> np.ndarray:
         """Returns [B, D], in the blocks whose sizes the whole model was tried in."""
+        alone = replace(batch, sequences={})  # the past is the user's: it need not be copied
 
         def encode(block: Batch) -> dict[str, Tensor]:
             return {"item": self.model.encode_item(block)}
 
         with torch.inference_mode():
-            return score_in_sizes(encode, batch, self.engine.blocks)["item"]
+            return score_in_sizes(encode, alone, self.engine.blocks)["item"]
