@@ -40,9 +40,9 @@ from serving_process import Client, Server, free_port, fullrank_serving, serving
 from serving_storm import kill, overload
 
 from fullrank.serve import arrow_body
-from fullrank.serve.allocator import keep_freed_memory
 from fullrank.serve.engine import Engine
 from fullrank.serve.retrieval import ItemIndex
+from fullrank.train.memory import keep_freed_memory
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))

@@ -17,7 +17,6 @@ from uvicorn.supervisors.multiprocess import Multiprocess
 
 from fullrank.config import require
 from fullrank.errors import ConfigError
-from fullrank.serve.allocator import keep_freed_memory
 from fullrank.serve.app import create_app
 from fullrank.serve.artifact import Artifact, read_manifest
 from fullrank.serve.ask import digest
@@ -27,6 +26,7 @@ from fullrank.serve.generations import Generations
 from fullrank.serve.protocol import PatientProtocol
 from fullrank.serve.service import Limits, Service, ServiceConfig
 from fullrank.serve.shadow import ShadowConfig
+from fullrank.train.memory import keep_freed_memory
 
 _ENVIRONMENT = "FULLRANK_SERVE"  # how workers learn their settings; no secret is in it
 _PATHS = ("artifact", "token_file", "shadow_log")

@@ -1,8 +1,10 @@
-"""Memory of a training step: freed blocks are kept for the next step instead of given back.
+"""Memory of a step: freed blocks are kept for the next step instead of given back.
 
 Every step allocates the same activations. By default the C library of Linux returns large freed
 blocks to the system, and the next step faults in the same pages again: measured on DCN-V2 at batch
-4096, 3,000 to 8,000 page faults and 5 to 12 % of a step's CPU time.
+4096, 3,000 to 8,000 page faults and 5 to 12 % of a step's CPU time. A server's forward pass suffers
+alike, most of all outside the main thread: DIN on 500 rows took 7,500 faults and 18 ms there, and
+takes none and 10.5 ms where blocks are kept.
 """
 
 from __future__ import annotations
