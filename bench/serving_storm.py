@@ -127,7 +127,7 @@ def kill(load: Load, case: Case, seconds: float) -> Record:
         busiest = max(before, key=lambda pid: cpu_seconds(pid) - used[pid])  # has the connections
         os.kill(busiest, signal.SIGKILL)
         killed = time.monotonic()
-        replaced = _until(lambda: _are_replaced(server, before), 22.0)
+        replaced = _until(lambda: _is_replaced(server, busiest), 22.0)
         found = running.result(timeout=120)
         after = server.workers()
     gap = _longest_gap(found, killed - began)
@@ -157,12 +157,12 @@ def kill(load: Load, case: Case, seconds: float) -> Record:
     return record
 
 
-def _are_replaced(server: Server, before: list[int]) -> bool:
+def _is_replaced(server: Server, killed: int) -> bool:
     try:
         now = server.workers()
     except (OSError, RuntimeError):  # it may have been the connection to the one that died
         return False
-    return len(now) == 2 and before[0] not in now
+    return len(now) == 2 and killed not in now
 
 
 def _until(holds: Callable[[], bool], seconds: float) -> float:
