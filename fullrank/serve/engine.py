@@ -93,8 +93,12 @@ class Engine:
             RequestError, SchemaError, DataFormatError: what is wrong with them, and where.
         """
         if isinstance(rows, pa.Table | pl.DataFrame):
-            self._require_known(_frame(rows).columns, set())
-            return self._sound(self.predictor.encode(rows))
+            frame = _frame(rows)
+            self._require_known(frame.columns, set())
+            plain = self._values.plain(frame, self.featurizer.spec.columns)
+            if plain is None:
+                return self._sound(self.predictor.encode(frame))
+            rows = Given(plain, len(frame))
         given = rows if isinstance(rows, Given) else self.wire.rows(rows)
         spec = self.featurizer.spec
         encoded = self._values.encode(given.columns, given.rows, spec.columns)
@@ -231,6 +235,9 @@ class Engine:
         spec = replace(whole.spec, columns=(*columns, *whole.spec.targets()), item="")
         part = Featurizer(spec, whole.vocabularies, whole.numbers)
         frame = frame.drop([t.name for t in spec.targets()], strict=False)
+        plain = self._values.plain(frame, columns)
+        if plain is not None:
+            return self._values.encode(plain, len(frame), columns)
         try:
             return part.encode(frame)
         except pl.exceptions.PolarsError as cause:

@@ -17,11 +17,13 @@ import polars as pl
 from fullrank.data.encode import Encoded
 from fullrank.data.featurizer import Featurizer
 from fullrank.data.numbers import encode_finite, encode_number
-from fullrank.data.spec import Category, Column, History, Number, Tags, Vector
+from fullrank.data.spec import Category, Column, History, Number, Tags, Target, Vector
 from fullrank.data.vocab import Vocabulary
 from fullrank.errors import DataFormatError
 
 Values = Sequence[Any]
+_INTEGERS = (pl.Int64, pl.Int32, pl.Int16, pl.Int8, pl.UInt32, pl.UInt16, pl.UInt8)
+_FLOATS = (pl.Float64, pl.Float32)
 _MOST_WORDS = 1 << 20  # of a dictionary, about 150 bytes each; a larger table is searched
 
 
@@ -78,6 +80,57 @@ class ValueEncoder:
             out.blocks["time"] = _whole_numbers(time, columns[time])
         return out
 
+    def plain(
+        self, frame: pl.DataFrame, spec_columns: Sequence[Column]
+    ) -> dict[str, Values] | None:
+        """Returns the values of a data frame, if `encode` is sure to read them as the featurizer.
+
+        Args:
+            frame: raw columns; others than those of the spec are left out.
+            spec_columns: which columns of the spec to encode.
+
+        Returns:
+            Raw column -> values; None where a column is missing or of an unusual type.
+        """
+        spec, wanted = self.featurizer.spec, dict[str, tuple[Any, ...]]()
+        for c in spec_columns:
+            if not isinstance(c, Target):
+                wanted |= self._usual_types(c)
+        if spec.time in frame.columns:
+            wanted[spec.time] = _INTEGERS
+        may_be_empty = spec.raw_columns(labels=False)
+        for name, types in wanted.items():
+            needed = not may_be_empty.get(name, False)
+            if name not in frame.columns:
+                if needed:
+                    return None
+            elif frame.schema[name] not in types or (needed and frame[name].null_count()):
+                return None
+        return {name: frame[name].to_list() for name in wanted if name in frame.columns}
+
+    def _usual_types(self, column: Column) -> dict[str, tuple[Any, ...]]:
+        """Returns raw column -> types whose values are read alike in a list and in a frame."""
+        match column:
+            case Category():
+                return {column.name: self._names(column.table or column.name)}
+            case Number():
+                return {column.name: _INTEGERS + _FLOATS}
+            case Tags():
+                lists = _lists(self._names(column.table or column.name))
+                return {column.name: (*lists, pl.String) if column.separator else lists}
+            case History():
+                return {
+                    e.column: _lists(self._names(e.table) if e.table else _INTEGERS)
+                    for e in column.events
+                }
+            case Vector():
+                return {column.name: _lists(_FLOATS)}
+        raise AssertionError(column)
+
+    def _names(self, table: str) -> tuple[Any, ...]:
+        text = self.featurizer.vocabularies[table].values.dtype == pl.String
+        return (pl.String,) if text else _INTEGERS
+
     def _rows(self, table: str, values: Values) -> np.ndarray:
         """Returns [M] int32 row numbers, as Vocabulary.rows does."""
         vocabulary = self.featurizer.vocabularies[table]
@@ -129,6 +182,10 @@ class ValueEncoder:
             found[e.name] = self._rows(e.table, flat) if e.table else _whole_numbers(e.column, flat)
         assert offsets is not None
         return found, offsets
+
+
+def _lists(types: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(pl.List(kind) for kind in types)
 
 
 def _dictionary(vocabulary: Vocabulary) -> dict[Any, int]:

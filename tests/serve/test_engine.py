@@ -190,6 +190,49 @@ def test_values_of_every_type_become_the_rows_of_the_featurizer(
     assert blocks(found) == blocks(expected)
 
 
+FRAMES = make_log(60, seed=4).drop("click", "buy")
+USUAL = {
+    "as it is": FRAMES,
+    "narrow": FRAMES.cast({"ad": pl.Int8, "price": pl.Float32, "past": pl.List(pl.UInt16)}),
+    "whole prices": FRAMES.with_columns(pl.col("price").cast(pl.Int32)),
+    "wide vectors": FRAMES.cast({"picture": pl.List(pl.Float64)}),
+    "optional columns missing": FRAMES.drop("browser", "age", "tags", "picture", "past"),
+    "optional values missing": FRAMES.with_columns(
+        pl.when(pl.int_range(60) % 3 == 0).then(c).alias(c)
+        for c in ("browser", "tags", "picture", "past")
+    ),
+    "empty entries": FRAMES.with_columns(past=pl.Series([[1, None, 3]] * 60)),
+    "unknown values": FRAMES.with_columns(user=pl.lit("nobody"), ad=pl.lit(10**12)),
+    "other columns": FRAMES.with_columns(pl.lit("x").alias("more")),
+}
+UNUSUAL = {
+    "a needed column missing": FRAMES.drop("ad"),
+    "a needed value missing": FRAMES.with_columns(price=pl.lit(None, pl.Float64)),
+    "numbers for text": FRAMES.with_columns(user=pl.lit(7)),
+    "text for numbers": FRAMES.with_columns(ad=pl.lit("7")),
+    "parts for wholes": FRAMES.with_columns(ad=pl.lit(7.0)),
+    "64 bits without a sign": FRAMES.cast({"ad": pl.UInt64}),
+    "an enumeration": FRAMES.cast({"user": pl.Categorical}),
+    "truths": FRAMES.with_columns(price=pl.lit(True)),
+}
+
+
+@pytest.mark.parametrize("frame", USUAL.values(), ids=USUAL)
+def test_frames_of_usual_types_are_encoded_as_lists_to_the_same_bits(plain, frame):
+    featurizer, columns = plain.featurizer, plain.featurizer.spec.columns
+    encoder = ValueEncoder(featurizer)
+    values = encoder.plain(frame, columns)
+    assert values is not None
+    expected = featurizer.encode(frame)
+    expected.blocks.pop("group", None)  # no score depends on it
+    assert blocks(encoder.encode(values, len(frame), columns)) == blocks(expected)
+
+
+@pytest.mark.parametrize("frame", UNUSUAL.values(), ids=UNUSUAL)
+def test_frames_of_unusual_types_go_the_featurizers_way(plain, frame):
+    assert ValueEncoder(plain.featurizer).plain(frame, plain.featurizer.spec.columns) is None
+
+
 def test_two_columns_of_a_history_must_be_as_long_as_each_other():
     spec = Spec(
         columns=(
