@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ _ENVIRONMENT = "FULLRANK_SERVE"  # how workers learn their settings; no secret i
 _PATHS = ("artifact", "token_file", "shadow_log")
 _LEAST_TOKEN = 16  # characters
 _GRACE_SECONDS = 10
+_SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,7 @@ def app_from_environment() -> Any:
     """Returns the app of a worker; its settings come from the process that started it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
     keep_freed_memory()
+    _end_with_supervisor()
     plain = json.loads(os.environ[_ENVIRONMENT])
     runtime = Path(plain.pop("runtime"))
     for name in _PATHS:
@@ -190,6 +194,15 @@ class Supervisor(Multiprocess):
             if process.process.is_alive() and process.pid:
                 os.kill(process.pid, signal.SIGHUP)
                 return
+
+
+def _end_with_supervisor() -> None:
+    """Asks the kernel for SIGTERM when the supervisor dies, even by SIGKILL.
+
+    Workers that went on without it would hold the port, and nobody would replace them.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGTERM)
 
 
 def _uvicorn(app: Any, config: ServerConfig) -> uvicorn.Config:

@@ -157,6 +157,23 @@ def test_workers_agree_and_one_that_is_killed_is_replaced(log, tmp_path):
         assert process.returncode == 0
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a service of Linux")
+def test_workers_end_with_a_supervisor_that_is_killed(log, tmp_path):
+    make_artifact("dcnv2", log).save(tmp_path / "artifact")
+    with running(tmp_path, "--workers", "2") as (process, client):
+        port = client.base_url.port
+        process.kill()
+        process.wait()
+
+        def is_free() -> bool:
+            with socket.socket() as other:
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                return other.connect_ex(("127.0.0.1", port)) != 0
+
+        soon(is_free)
+
+
 # ---- slow clients
 
 
