@@ -56,6 +56,8 @@ class Graph:
     def fault(self, size: int) -> str:
         """Returns what would lead a search over `size` vectors astray; "" for nothing."""
         levels, links = self.levels, self.links
+        if size == 0:
+            return "a graph over nothing"
         if levels.dtype != np.int32 or links.dtype != np.int32 or levels.shape != (size,):
             return f"levels of {levels.dtype} {levels.shape}, links of {links.dtype}"
         if not 1 <= levels.min() <= levels.max() <= _MOST_LAYERS:

@@ -116,6 +116,12 @@ def test_the_graph_of_this_test_has_layers() -> None:
     assert GRAPH.fault(500) == ""
 
 
+def test_a_graph_over_nothing_is_refused_in_words() -> None:
+    empty = Graph(np.empty(0, np.int32), np.empty(0, np.int32), 0)
+    assert empty.fault(0)
+    assert empty.fault(1)
+
+
 @pytest.mark.parametrize("name", astray(GRAPH))
 def test_a_graph_that_leads_astray_is_refused(
     folder: Path, predictor: Predictor, name: str
